@@ -1,0 +1,153 @@
+//! Why a packet was not delivered: one exhaustive enum for both halves.
+//!
+//! Metrics labels, the eBPF counters' indices and the README's table all come from [`DropReason::ALL`], so a reason
+//! cannot exist without being reported.
+
+/// Where on its way a packet was dropped: the `stage` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// In the XDP program.
+    Xdp,
+    /// Outer headers, tunnel header and lookup, in user space.
+    Decap,
+    /// Inner headers and checksums, in user space.
+    Vet,
+    /// Writing to or reading from the TUN/TAP.
+    Tun,
+    /// Route or forwarding-database lookup of an overlay packet.
+    Route,
+    /// Cutting a superframe.
+    Segment,
+    /// Sending to the underlay.
+    Send,
+}
+
+impl Stage {
+    /// Every stage, in index order.
+    pub const ALL: [Self; 7] =
+        [Self::Xdp, Self::Decap, Self::Vet, Self::Tun, Self::Route, Self::Segment, Self::Send];
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Decap => "decap",
+            Self::Vet => "vet",
+            Self::Tun => "tun",
+            Self::Route => "route",
+            Self::Segment => "segment",
+            Self::Send => "send",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($(#[$enum_doc:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident => $label:literal,)+ }) => {
+        $(#[$enum_doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl $name {
+            /// Every reason, in index order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The metric label.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+
+            /// One line for people, from the variant's documentation.
+            pub const fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+),)+ }
+            }
+
+            /// Position in [`Self::ALL`].
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why a packet of ours was dropped.
+    DropReason {
+        /// Shorter than its headers or its length fields claim.
+        Truncated => "truncated",
+        /// A length field contradicts another or the packet.
+        BadLength => "bad_length",
+        /// Outer IPv4 header checksum wrong.
+        OuterIpChecksum => "outer_ip_checksum",
+        /// Outer UDP checksum wrong.
+        OuterUdpChecksum => "outer_udp_checksum",
+        /// Outer UDP checksum zero over IPv6 and the tunnel does not accept that (RFC 6935).
+        OuterUdpZeroChecksum => "outer_udp_zero_checksum",
+        /// Tunnel header with reserved bits set, a missing flag or a wrong version.
+        TunnelHeader => "tunnel_header",
+        /// GPE next protocol that this tunnel does not carry.
+        UnknownProtocol => "unknown_protocol",
+        /// GPE operations packet (O bit), never forwarded.
+        Oam => "oam",
+        /// No tunnel here has this VNI.
+        UnknownVni => "unknown_vni",
+        /// The tunnel exists but this remote is not configured for it.
+        RemoteNotAllowed => "remote_not_allowed",
+        /// Inner IPv4 header checksum wrong.
+        InnerIpChecksum => "inner_ip_checksum",
+        /// Inner TCP or UDP checksum wrong.
+        InnerL4Checksum => "inner_l4_checksum",
+        /// Inner TCP or UDP checksum is the bare pseudo-header sum: a local sender left it unfinished.
+        PartialChecksum => "partial_checksum",
+        /// Inner headers that no IP stack would accept.
+        InnerHeader => "inner_header",
+        /// Outer CE on an inner packet that is not ECN-capable (RFC 6040 §4.2).
+        EcnCeNotEct => "ecn_ce_not_ect",
+        /// Inner source outside the prefixes routed to this remote.
+        InnerSourceDenied => "inner_source_denied",
+        /// The inner packet would be decapsulated again here: tunnels are not nested.
+        Nested => "nested",
+        /// The kernel refused the frame on the TUN/TAP.
+        TunWrite => "tun_write",
+        /// The vnet header read from the TUN/TAP contradicts the frame.
+        VnetHeader => "vnet_header",
+        /// No route or remote for this destination.
+        NoRoute => "no_route",
+        /// An overlay packet that is neither IPv4 nor IPv6 on an L3 tunnel.
+        NotIp => "not_ip",
+        /// Larger than a datagram can carry.
+        TooBig => "too_big",
+        /// The socket's queue was full, also on the retry.
+        SendQueueFull => "send_queue_full",
+        /// The kernel refused the datagram.
+        SendError => "send_error",
+        /// The metadata record of XDP contradicts the frame.
+        BadMetadata => "bad_metadata",
+    }
+}
+
+reasons! {
+    /// Why XDP left a packet to the kernel.
+    PassReason {
+        /// Neither IPv4 nor IPv6, or a VLAN stack that is not visible.
+        NotIp => "not_ip",
+        /// Not UDP: SSH, ICMP and all else.
+        NotUdp => "not_udp",
+        /// UDP to an address and port that no tunnel listens on.
+        NotOurs => "not_ours",
+        /// An outer fragment: the kernel reassembles it and the UDP socket receives it.
+        Fragment => "fragment",
+        /// Outer IPv4 options.
+        IpOptions => "ip_options",
+        /// Outer IPv6 extension headers.
+        Ipv6Extension => "ipv6_extension",
+        /// More than the linear part of an XDP buffer (jumbo frames).
+        Frags => "frags",
+        /// This queue has no AF_XDP socket.
+        NoSocket => "no_socket",
+        /// Too short to be any of ours.
+        TooShort => "too_short",
+    }
+}

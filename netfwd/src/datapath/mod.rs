@@ -1,0 +1,14 @@
+//! The data path, sans-IO.
+//!
+//! Bytes in, bytes out: nothing below this module knows of sockets, devices, threads or clocks. Time, randomness and
+//! I/O are arguments, so whole pipelines run in tests and fuzzers without root.
+//!
+//! ```text
+//! ingress   datagram → lookup → decap → vet → coalesce → FrameSink
+//! egress    frame with vnet header → route → segment → encap → DatagramSink
+//! ```
+
+pub mod packet;
+pub mod seam;
+pub mod stats;
+pub mod table;

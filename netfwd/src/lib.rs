@@ -1,0 +1,6 @@
+//! netfwd: an eBPF/XDP accelerated tunnel gateway.
+//!
+//! The pieces, in the order packets meet them: `io` (all system calls), `datapath` (sans-IO: decapsulation, coalescing,
+//! segmentation, encapsulation), `worker` (one queue's loop), `control` (the only async code), `config`.
+
+pub mod datapath;
