@@ -24,8 +24,7 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage, in index order.
-    pub const ALL: [Self; 7] =
-        [Self::Xdp, Self::Decap, Self::Vet, Self::Tun, Self::Route, Self::Segment, Self::Send];
+    pub const ALL: [Self; 7] = [Self::Xdp, Self::Decap, Self::Vet, Self::Tun, Self::Route, Self::Segment, Self::Send];
 
     /// The metric label.
     pub const fn as_str(self) -> &'static str {
@@ -149,5 +148,76 @@ reasons! {
         NoSocket => "no_socket",
         /// Too short to be any of ours.
         TooShort => "too_short",
+    }
+}
+
+reasons! {
+    /// Why a packet seeded a run of its own instead of joining one.
+    ///
+    /// Every frame that leaves the coalescer has one seed and every seed has one reason, so the counts add up to the
+    /// frames let go.
+    FlushReason {
+        /// The first packet of its flow in this batch: there was no run to join.
+        FirstInBatch => "first_in_batch",
+        /// Neither TCP nor UDP over IP.
+        NotCandidate => "not_candidate",
+        /// Merging is switched off for this protocol.
+        Disabled => "disabled",
+        /// The port is in `gro.udp_exclude_ports`.
+        PortExcluded => "port_excluded",
+        /// Checksums wrong or not known to be right.
+        Checksum => "checksum",
+        /// UDP without a checksum, or a mix of with and without.
+        UdpZeroChecksum => "udp_zero_checksum",
+        /// IPv4 options.
+        IpOptions => "ip_options",
+        /// IPv6 extension headers.
+        Ipv6Extension => "ipv6_extension",
+        /// A fragment.
+        Fragment => "fragment",
+        /// A length field that does not fit the packet.
+        Length => "length",
+        /// No payload: a pure ACK must not be overtaken.
+        EmptyPayload => "empty_payload",
+        /// CWR, SYN, RST, URG, no ACK, or a reserved bit.
+        TcpFlags => "tcp_flags",
+        /// The newest run had ended with PSH.
+        AfterPush => "after_push",
+        /// The newest run had ended with FIN.
+        AfterFin => "after_fin",
+        /// The newest run had ended with a short segment.
+        AfterShort => "after_short",
+        /// The newest run was a barrier: a packet that may not be merged.
+        AfterBarrier => "after_barrier",
+        /// Not the next sequence number: lost, reordered or repeated.
+        Sequence => "sequence",
+        /// Another acknowledgement number.
+        Acknowledgement => "acknowledgement",
+        /// Another window.
+        Window => "window",
+        /// Another urgent pointer.
+        Urgent => "urgent",
+        /// Other flags than the seed's.
+        FlagsDiffer => "flags_differ",
+        /// Other TCP options, timestamps included.
+        TcpOptions => "tcp_options",
+        /// Another TOS or traffic class, ECN included.
+        Tos => "tos",
+        /// Another TTL or hop limit.
+        Ttl => "ttl",
+        /// Another DF bit.
+        DontFragment => "dont_fragment",
+        /// Another flow label.
+        FlowLabel => "flow_label",
+        /// DF clear and the IPv4 ID is not the next.
+        IpId => "ip_id",
+        /// Longer than the run's segments.
+        LongerSegment => "longer_segment",
+        /// The superframe would exceed 65,535 bytes.
+        MaxLength => "max_length",
+        /// The superframe would have too many segments.
+        MaxSegments => "max_segments",
+        /// Another inner Ethernet header.
+        Ethernet => "ethernet",
     }
 }

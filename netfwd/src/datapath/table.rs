@@ -86,8 +86,13 @@ impl ForwardingTable {
                 EndpointEntry { kind: tunnel.kind as u8, reserved: [0; 3] },
             );
             for (remote_index, remote) in tunnel.remotes.iter().enumerate() {
-                let key =
-                    TunnelKey { local, remote: address_bytes(*remote), vni: tunnel.vni, port: tunnel.port, reserved: 0 };
+                let key = TunnelKey {
+                    local,
+                    remote: address_bytes(*remote),
+                    vni: tunnel.vni,
+                    port: tunnel.port,
+                    reserved: 0,
+                };
                 let entry = TunnelEntry {
                     tunnel: index as u16,
                     remote: remote_index as u16,
