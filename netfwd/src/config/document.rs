@@ -162,9 +162,10 @@ impl<'a, 's> Section<'a, 's> {
     pub fn tables(&mut self, key: &'static str) -> Vec<Section<'a, 's>> {
         let Some(value) = self.lookup(key) else { return Vec::new() };
         let path = self.key_path(key);
-        let tables: Option<Vec<_>> = value.get_ref().as_array().and_then(|array| {
-            array.iter().map(|item| Some((item.span().start, item.get_ref().as_table()?))).collect()
-        });
+        let tables: Option<Vec<_>> = value
+            .get_ref()
+            .as_array()
+            .and_then(|array| array.iter().map(|item| Some((item.span().start, item.get_ref().as_table()?))).collect());
         let Some(tables) = tables else {
             self.fault(key, format!("expected [[{path}]] with double brackets: there may be several"));
             return Vec::new();

@@ -142,7 +142,10 @@ impl Seen {
         let (other, first) = *self.endpoints.entry((*local, *port)).or_insert((*kind, line));
         if other != *kind {
             let other = other.as_str();
-            section.fault("kind", format!("{local} port {port} is {other} since line {first}: one kind per address and port"));
+            section.fault(
+                "kind",
+                format!("{local} port {port} is {other} since line {first}: one kind per address and port"),
+            );
         }
         self.check_limits(section, tunnel);
     }

@@ -10,7 +10,9 @@ use netfwd_common::wire::vxlan::{GPE_PORT, MAX_VNI, PORT};
 use toml::Spanned;
 
 use super::document::Section;
-use super::value::{boolean, integer, integer16, interface_address, interface_name, list, mac, one_of, port, prefix, unicast};
+use super::value::{
+    boolean, integer, integer16, interface_address, interface_name, list, mac, one_of, port, prefix, unicast,
+};
 use super::{Tunnel, TunnelLines};
 use crate::datapath::packet::RemoteIndex;
 
@@ -19,10 +21,8 @@ const MIN_MTU: u16 = 576;
 /// Smallest MTU that IPv6 allows (RFC 8200 §5).
 const MIN_MTU_IPV6: u16 = 1280;
 
-const KINDS: [(&str, TunnelKind); 2] = [
-    (TunnelKind::Vxlan.as_str(), TunnelKind::Vxlan),
-    (TunnelKind::VxlanGpe.as_str(), TunnelKind::VxlanGpe),
-];
+const KINDS: [(&str, TunnelKind); 2] =
+    [(TunnelKind::Vxlan.as_str(), TunnelKind::Vxlan), (TunnelKind::VxlanGpe.as_str(), TunnelKind::VxlanGpe)];
 
 /// One tunnel; `None` after a fault in something that the rest needs.
 pub(super) fn tunnel(section: &mut Section<'_, '_>) -> Option<Tunnel> {
@@ -151,10 +151,16 @@ fn routes(
 ) -> Vec<(IpNet, RemoteIndex)> {
     match kind {
         Some(kind) if kind.is_l2() && section.has("route") => {
-            section.fault("route", "only for \"vxlan-gpe\": vxlan carries Ethernet, where the kernel routes over the device");
+            section.fault(
+                "route",
+                "only for \"vxlan-gpe\": vxlan carries Ethernet, where the kernel routes over the device",
+            );
         }
         Some(kind) if !kind.is_l2() && !section.has("route") => {
-            section.fault("route", "missing: at least one [[tunnel.route]] with prefix and remote; nothing passes without");
+            section.fault(
+                "route",
+                "missing: at least one [[tunnel.route]] with prefix and remote; nothing passes without",
+            );
         }
         _ => {}
     }

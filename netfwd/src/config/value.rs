@@ -66,7 +66,10 @@ pub fn port(value: &Value<'_>) -> Parsed<u16> {
 pub fn unicast(value: &Value<'_>) -> Parsed<IpAddr> {
     let text = string(value, "10.9.0.2")?;
     let Ok(address) = text.parse::<IpAddr>() else {
-        return fault(value, format!("\"{text}\" is not an IP address; expected one such as \"10.9.0.2\" or \"fd00::2\""));
+        return fault(
+            value,
+            format!("\"{text}\" is not an IP address; expected one such as \"10.9.0.2\" or \"fd00::2\""),
+        );
     };
     let refused = match address {
         IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address".to_owned()),
@@ -76,7 +79,9 @@ pub fn unicast(value: &Value<'_>) -> Parsed<IpAddr> {
     };
     match refused {
         _ if address.is_unspecified() => fault(value, format!("{address} is no host's address: name the one to use")),
-        _ if address.is_multicast() => fault(value, format!("{address} is a multicast address: only unicast works here")),
+        _ if address.is_multicast() => {
+            fault(value, format!("{address} is a multicast address: only unicast works here"))
+        }
         Some(what) => fault(value, format!("{address} is {what} would be right")),
         None => Ok(address),
     }
@@ -93,9 +98,10 @@ pub fn interface_address(value: &Value<'_>) -> Parsed<IpNet> {
         Err(_) if text.parse::<IpAddr>().is_ok() => {
             fault(value, format!("\"{text}\" has no prefix length; expected one such as \"{text}/24\""))
         }
-        Err(_) => {
-            fault(value, format!("\"{text}\" is not an address with prefix length; expected one such as \"10.10.0.2/24\""))
-        }
+        Err(_) => fault(
+            value,
+            format!("\"{text}\" is not an address with prefix length; expected one such as \"10.10.0.2/24\""),
+        ),
     }
 }
 
@@ -103,7 +109,10 @@ pub fn interface_address(value: &Value<'_>) -> Parsed<IpNet> {
 pub fn prefix(value: &Value<'_>) -> Parsed<IpNet> {
     let text = string(value, "10.20.0.0/16")?;
     let Ok(network) = text.parse::<IpNet>() else {
-        return fault(value, format!("\"{text}\" is not a prefix; expected one such as \"10.20.0.0/16\" or \"fd00:20::/32\""));
+        return fault(
+            value,
+            format!("\"{text}\" is not a prefix; expected one such as \"10.20.0.0/16\" or \"fd00:20::/32\""),
+        );
     };
     if network != network.trunc() {
         return fault(value, format!("{network} has host bits set: {} would be right", network.trunc()));
@@ -118,7 +127,10 @@ pub fn mac(value: &Value<'_>) -> Parsed<Mac> {
         return fault(value, format!("\"{text}\" is not a MAC address; expected one such as \"02:00:00:00:00:07\""));
     };
     if is_multicast(&mac) || mac == [0; 6] {
-        return fault(value, format!("{text} is not one station's address: the lowest bit of the first byte must be 0"));
+        return fault(
+            value,
+            format!("{text} is not one station's address: the lowest bit of the first byte must be 0"),
+        );
     }
     Ok(mac)
 }
@@ -167,7 +179,9 @@ pub fn listen(value: &Value<'_>) -> Parsed<SocketAddr> {
         Ok(address) => Ok(address),
         Err(_) => fault(
             value,
-            format!("\"{text}\" is not an address with port; expected one such as \"127.0.0.1:9477\" or \"[::1]:9477\""),
+            format!(
+                "\"{text}\" is not an address with port; expected one such as \"127.0.0.1:9477\" or \"[::1]:9477\""
+            ),
         ),
     }
 }
