@@ -3,4 +3,8 @@
 //! The pieces, in the order packets meet them: `io` (all system calls), `datapath` (sans-IO: decapsulation, coalescing,
 //! segmentation, encapsulation), `worker` (one queue's loop), `control` (the only async code), `config`.
 
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod datapath;
+pub mod run;
