@@ -75,7 +75,9 @@ impl fmt::Display for Step {
 fn advice(step: Step, error: &io::Error) -> &'static str {
     match (step, error.raw_os_error()) {
         (_, Some(libc::EPERM | libc::EACCES)) => "run as root or with CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF",
-        (Step::OpenSocket, Some(libc::EAFNOSUPPORT)) => "this kernel has no AF_XDP (CONFIG_XDP_SOCKETS): use xdp = \"off\"",
+        (Step::OpenSocket, Some(libc::EAFNOSUPPORT)) => {
+            "this kernel has no AF_XDP (CONFIG_XDP_SOCKETS): use xdp = \"off\""
+        }
         (Step::RegisterUmem, Some(libc::ENOBUFS)) => {
             "the locked-memory limit is too low: raise RLIMIT_MEMLOCK (systemd: LimitMEMLOCK=infinity)"
         }
@@ -93,7 +95,9 @@ fn advice(step: Step, error: &io::Error) -> &'static str {
         }
         (Step::Bind, Some(libc::ENODEV)) => "the interface is gone",
         (Step::Bind, Some(libc::ENETDOWN)) => "the interface is down: bring it up first",
-        (Step::Bind, Some(libc::ENOMEM | libc::ENOBUFS)) => "not enough memory: configure smaller rings or fewer queues",
+        (Step::Bind, Some(libc::ENOMEM | libc::ENOBUFS)) => {
+            "not enough memory: configure smaller rings or fewer queues"
+        }
         (Step::SetBusyPoll, Some(libc::ENOPROTOOPT)) => "this kernel has no busy polling: use busy_poll = false",
         _ => "see the kernel log",
     }

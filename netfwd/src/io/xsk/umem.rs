@@ -179,7 +179,8 @@ impl Umem {
         let dropped = Mutex::new(Vec::with_capacity(frames as usize));
         let area = Arc::new(Area { mapping, chunk_size, dropped, has_dropped: AtomicBool::new(false) });
         // The lowest address is on top of the stack.
-        let free = (0..frames).rev().map(|chunk| Frame { area: Arc::clone(&area), chunk, start: 0, length: 0 }).collect();
+        let free =
+            (0..frames).rev().map(|chunk| Frame { area: Arc::clone(&area), chunk, start: 0, length: 0 }).collect();
         let lent = (0..frames).map(|_| None).collect();
         Ok(Self { area, headroom, free, lent, lent_count: 0 })
     }
