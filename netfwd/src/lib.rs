@@ -8,3 +8,4 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod run;
+pub mod io;

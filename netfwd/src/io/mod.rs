@@ -1,0 +1,3 @@
+//! All system calls of the data path: sockets, devices, and what they need.
+
+pub mod xsk;
