@@ -14,6 +14,7 @@ use netfwd_common::abi::{
 use netfwd_common::classify::Lookup;
 use netfwd_common::wire::ethernet::Mac;
 
+use super::lpm::Routes;
 use super::packet::{Link, RemoteIndex, TunnelIndex};
 
 /// One configured tunnel.
@@ -43,6 +44,8 @@ pub struct Tunnel {
     pub udp_checksum: bool,
     /// Accept a zero outer UDP checksum over IPv6 (RFC 6935).
     pub udp6_zero_checksum_rx: bool,
+    /// Send a zero outer UDP checksum over IPv6 (RFC 6935).
+    pub udp6_zero_checksum_tx: bool,
     /// DSCP of the outer header, 0 by default.
     pub dscp: u8,
 }
@@ -72,6 +75,7 @@ pub struct VerifyPolicy {
 #[derive(Debug, Default)]
 pub struct ForwardingTable {
     tunnels: Vec<Tunnel>,
+    routes: Vec<Routes>,
     by_key: HashMap<TunnelKey, TunnelEntry>,
     endpoints: HashMap<EndpointKey, EndpointEntry>,
     networks: HashSet<NetworkKey>,
@@ -80,7 +84,8 @@ pub struct ForwardingTable {
 impl ForwardingTable {
     /// A table of `tunnels`, whose order gives their indices.
     pub fn new(tunnels: Vec<Tunnel>) -> Self {
-        let mut table = Self { tunnels, ..Self::default() };
+        let routes = tunnels.iter().map(|tunnel| Routes::new(&tunnel.routes)).collect();
+        let mut table = Self { tunnels, routes, ..Self::default() };
         for (index, tunnel) in table.tunnels.iter().enumerate() {
             let local = address_bytes(tunnel.local);
             table.endpoints.insert(
@@ -117,6 +122,11 @@ impl ForwardingTable {
     /// The tunnel at `index`; indices from the metadata record are not trusted.
     pub fn get(&self, index: TunnelIndex) -> Option<&Tunnel> {
         self.tunnels.get(usize::from(index.0))
+    }
+
+    /// The remote behind the longest prefix of an L3 tunnel that covers `address`.
+    pub fn route(&self, index: TunnelIndex, address: IpAddr) -> Option<RemoteIndex> {
+        self.routes.get(usize::from(index.0))?.lookup(address)
     }
 
     /// All exact-match entries: what the BPF map is filled with.
