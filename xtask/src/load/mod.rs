@@ -1,0 +1,1 @@
+//! A small load tool on plain sockets.
