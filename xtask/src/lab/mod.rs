@@ -222,7 +222,9 @@ impl Lab {
     /// A veth pair with one name at both ends, both up.
     fn connect(&self, one: &Namespace, two: &Namespace, device: &str, options: &str) -> Result<()> {
         let (one_name, two_name) = (one.name(), two.name());
-        let add = format!("link add {device} netns {one_name} {options} type veth peer name {device} netns {two_name} {options}");
+        let add = format!(
+            "link add {device} netns {one_name} {options} type veth peer name {device} netns {two_name} {options}"
+        );
         output(Command::new("ip").args(add.split_whitespace()))?;
         for namespace in [one, two] {
             namespace.ip(&format!("link set {device} up"))?;

@@ -84,7 +84,8 @@ impl Namespace {
         // Interface names may hold dots, so slashes are left alone when there are any.
         let path = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
         let (path, value) = (format!("/proc/sys/{path}"), value.to_string());
-        self.run(|| fs::write(&path, &value))?.with_context(|| format!("cannot write {value} to {path} in {}", self.name))
+        self.run(|| fs::write(&path, &value))?
+            .with_context(|| format!("cannot write {value} to {path} in {}", self.name))
     }
 
     /// One of the counters in `/sys/class/net/<device>/statistics`.
@@ -103,7 +104,10 @@ impl Namespace {
     }
 
     /// Starts a thread inside the namespace.
-    pub fn thread<T: Send + 'static>(&self, task: impl FnOnce() -> Result<T> + Send + 'static) -> JoinHandle<Result<T>> {
+    pub fn thread<T: Send + 'static>(
+        &self,
+        task: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> JoinHandle<Result<T>> {
         let name = self.name.clone();
         thread::spawn(move || enter(&name).and_then(|()| task()))
     }

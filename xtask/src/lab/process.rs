@@ -89,7 +89,8 @@ impl Drop for Process {
 /// Runs a command to its end and returns what it printed; a failure carries the command line and its error output.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = line_of(command);
-    let result = command.output().with_context(|| format!("cannot run: {line} (is it installed? cargo xtask setup)"))?;
+    let result =
+        command.output().with_context(|| format!("cannot run: {line} (is it installed? cargo xtask setup)"))?;
     let stdout = String::from_utf8_lossy(&result.stdout).into_owned();
     if !result.status.success() {
         let stderr = String::from_utf8_lossy(&result.stderr);

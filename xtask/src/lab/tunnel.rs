@@ -142,7 +142,13 @@ impl Tunnel {
     }
 
     /// Makes the kernel's device on one side; `with_lan` routes the server's network into it (at the peer).
-    pub(super) fn add_device(&self, side: Side, namespace: &Namespace, underlay_mtu: u32, with_lan: bool) -> Result<()> {
+    pub(super) fn add_device(
+        &self,
+        side: Side,
+        namespace: &Namespace,
+        underlay_mtu: u32,
+        with_lan: bool,
+    ) -> Result<()> {
         let name = &self.name;
         namespace.ip(&format!("link add {name} mtu {} {}", self.device_mtu(underlay_mtu), self.link_type(side)))?;
         for family in [Family::V4, Family::V6] {
