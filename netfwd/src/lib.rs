@@ -4,3 +4,4 @@
 //! segmentation, encapsulation), `worker` (one queue's loop), `control` (the only async code), `config`.
 
 pub mod datapath;
+pub mod io;
