@@ -7,5 +7,5 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;
-pub mod run;
 pub mod io;
+pub mod run;
