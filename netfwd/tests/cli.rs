@@ -114,3 +114,77 @@ fn a_right_configuration_is_summed_up() {
         "{said}"
     );
 }
+
+/// Root, or a loud end; `NETFWD_SKIP_ROOT_TESTS=1` makes it a loud skip.
+fn root_or_skip(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let skip = std::env::var_os("NETFWD_SKIP_ROOT_TESTS").is_some_and(|value| value == "1");
+    assert!(root || skip, "{test} needs root; NETFWD_SKIP_ROOT_TESTS=1 skips it");
+    if !root {
+        eprintln!("SKIPPED without root: {test}");
+    }
+    root
+}
+
+#[test]
+fn without_privileges_run_exits_1_and_names_what_is_missing() {
+    if !root_or_skip("without_privileges_run_exits_1_and_names_what_is_missing") {
+        return;
+    }
+    let file = ConfigFile::new("privileges", &loopback(47105, "").replace("xdp = \"off\"\n", ""));
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-all", "--inh-caps", "-all", env!("CARGO_BIN_EXE_netfwd")])
+        .args(["run", "--config", file.path()])
+        .output()
+        .expect("setpriv is installed (util-linux)");
+    let line = "no privileges: CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF missing; run as root, or grant it \
+                (AmbientCapabilities= in the systemd unit)";
+    assert_ends(&output, 1, line);
+}
+
+/// A network namespace that goes with its test.
+struct Namespace(String);
+
+impl Namespace {
+    fn new() -> Self {
+        let namespace = Self(format!("nfcli{}", std::process::id()));
+        ip(&["netns", "add", &namespace.0]);
+        namespace
+    }
+
+    fn ip(&self, arguments: &[&str]) {
+        ip(&[&["-n", &self.0], arguments].concat());
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let status = Command::new("ip").args(arguments).status().expect("ip is installed (iproute2)");
+    assert!(status.success(), "ip {arguments:?}");
+}
+
+#[test]
+fn a_kernel_vxlan_device_on_the_port_is_named() {
+    if !root_or_skip("a_kernel_vxlan_device_on_the_port_is_named") {
+        return;
+    }
+    let namespace = Namespace::new();
+    namespace.ip(&["link", "set", "lo", "up"]);
+    namespace.ip(&["link", "add", "kvx0", "type", "vxlan", "id", "9", "dstport", "4789", "local", "127.0.0.1"]);
+    namespace.ip(&["link", "set", "kvx0", "up"]);
+    let file = ConfigFile::new("kernel", &loopback(4789, "").replace("127.0.0.78", "127.0.0.1"));
+    let output = Command::new("ip")
+        .args(["netns", "exec", &namespace.0, env!("CARGO_BIN_EXE_netfwd"), "check", "--config", file.path()])
+        .output()
+        .expect("ip is installed");
+    let line = format!(
+        "{}:11: tunnel.port: UDP port 4789 on 127.0.0.1 is taken by the kernel's VXLAN device kvx0",
+        file.path()
+    );
+    assert_ends(&output, 1, &line);
+}
