@@ -74,7 +74,7 @@ fn unknown_keys_are_refused_with_those_that_exist() {
     refused(&[
         (
             format!("[gro]\ntpc = true\n{}", vxlan(&[], "")),
-            "gw.toml:2: gro.tpc: unknown key; known here: udp_exclude_ports, tcp, udp, udp_zero_checksum",
+            "gw.toml:2: gro.tpc: unknown key; known here: tcp, udp, udp_exclude_ports, udp_zero_checksum",
         ),
         (
             format!("metric.listen = \"127.0.0.1:9\"\n{}", vxlan(&[], "")),
@@ -257,6 +257,10 @@ fn numbers_have_their_ranges() {
             key("mtu = 1279\naddresses = [\"fd00:10::2/64\"]"),
             "gw.toml:10: tunnel.mtu: 1279 is less than the 1280 that IPv6 needs, and fd00:10::2/64 is IPv6",
         ),
+        (
+            key("addresses = [\"10.10.0.2/24\",\n\"10.10.0.2/24\"]"),
+            "gw.toml:11: tunnel.addresses: 10.10.0.2/24 is listed twice",
+        ),
         (key("dscp = 64"), "gw.toml:10: tunnel.dscp: 64 is more than 63 (6 bits)"),
         (
             key("addresses = [\"10.10.0.2\"]"),
@@ -361,4 +365,23 @@ fn what_is_not_said_has_its_default() {
     assert!(!tunnel.learning && !tunnel.udp_checksum);
     let vxlan = Config::parse(&vxlan(&[], ""), Path::new("gw.toml")).expect("valid");
     assert_eq!((vxlan.tunnels[0].port, vxlan.tunnels[0].learning), (4789, true));
+}
+
+proptest::proptest! {
+    /// Files that are nearly right: any bytes of a right one replaced by any text.
+    #[test]
+    fn no_text_makes_the_reading_panic(start in 0usize..400, length in 0usize..40, text in "\\PC{0,12}") {
+        let right = gpe(&[], &format!("mtu = 1400\naddresses = [\"10.10.0.2/24\"]\n{ROUTE}"));
+        let start = start.min(right.len());
+        let end = (start + length).min(right.len());
+        let nearly = format!("{}{text}{}", &right[..start], &right[end..]);
+        if let Err(errors) = Config::parse(&nearly, Path::new("gw.toml")) {
+            let lines = errors.to_string();
+            let last = nearly.lines().count().max(1);
+            for line in lines.lines() {
+                let number: usize = line.split(':').nth(1).unwrap_or_default().parse().expect("each line has its line");
+                proptest::prop_assert!((1..=last + 1).contains(&number), "{line}");
+            }
+        }
+    }
 }

@@ -135,7 +135,9 @@ pub enum Problem {
         error: io::Error,
     },
     /// The device's name is taken.
-    #[error("{at}: a device \"{name}\" exists already: remove it (ip link del {name}) or choose another name")]
+    #[error(
+        "{at}: a device \"{name}\" exists already: is netfwd running? Else remove it (ip link del {name}) or rename the tunnel"
+    )]
     DeviceExists {
         /// Where it is configured.
         at: Place,

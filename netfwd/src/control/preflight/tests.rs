@@ -82,7 +82,7 @@ fn an_existing_device_is_left_alone() {
     let links = [eth0(1500), Link { name: "vx7".to_owned(), ..eth0(1450) }];
     assert_eq!(
         problems(&config("port = 47006"), &links),
-        "gw.toml:4: tunnel.name: a device \"vx7\" exists already: remove it (ip link del vx7) or choose another name"
+        "gw.toml:4: tunnel.name: a device \"vx7\" exists already: is netfwd running? Else remove it (ip link del vx7) or rename the tunnel"
     );
 }
 
