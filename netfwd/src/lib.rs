@@ -4,3 +4,5 @@
 //! segmentation, encapsulation), `worker` (one queue's loop), `control` (the only async code), `config`.
 
 pub mod datapath;
+pub mod ebpf;
+pub mod io;

@@ -1,0 +1,3 @@
+//! All system calls.
+
+pub mod xdp;
