@@ -8,6 +8,7 @@
 //! egress    frame with vnet header → route → segment → encap → DatagramSink
 //! ```
 
+pub mod lpm;
 pub mod packet;
 pub mod seam;
 pub mod stats;
