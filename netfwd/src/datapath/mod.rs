@@ -8,8 +8,11 @@
 //! egress    frame with vnet header → route → segment → encap → DatagramSink
 //! ```
 
+pub mod flow;
+pub mod gro;
 pub mod lpm;
 pub mod packet;
 pub mod seam;
 pub mod stats;
+pub mod superframe;
 pub mod table;
