@@ -85,16 +85,13 @@ pub const fn check_gpe(bytes: &[u8; HEADER_LEN]) -> Result<GpeHeader, DropReason
     let [flags, reserved_a, reserved_b, next_protocol, vni_a, vni_b, vni_c, reserved_c] = *bytes;
     let well_formed = flags & (GPE_RESERVED_MASK | GPE_VERSION_MASK) == 0
         && flags & FLAG_VNI != 0
+        && flags & GPE_FLAG_NEXT_PROTOCOL != 0
         && reserved_a | reserved_b | reserved_c == 0;
     if !well_formed {
         return Err(DropReason::TunnelHeader);
     }
     if flags & GPE_FLAG_OAM != 0 {
         return Err(DropReason::Oam);
-    }
-    // Without P the payload is Ethernet.
-    if flags & GPE_FLAG_NEXT_PROTOCOL == 0 {
-        return Err(DropReason::UnknownProtocol);
     }
     let vni = u32::from_be_bytes([0, vni_a, vni_b, vni_c]);
     match next_protocol {
@@ -124,7 +121,7 @@ mod tests {
     #[test]
     fn gpe_tolerates_no_reserved_bit_and_no_other_version() {
         assert_eq!(check_gpe(&GPE), Ok(GpeHeader { vni: 0x123456, ip_version: 4 }));
-        for bit in (0..5).chain(8..24).chain(56..64) {
+        for bit in (0..6).chain(8..24).chain(56..64) {
             let mut header = GPE;
             header[bit / 8] ^= 0x80 >> (bit % 8);
             assert_eq!(check_gpe(&header), Err(DropReason::TunnelHeader), "bit {bit}");
@@ -139,7 +136,6 @@ mod tests {
             check_gpe(&header)
         };
         assert_eq!(with(|h| h[0] |= GPE_FLAG_OAM), Err(DropReason::Oam));
-        assert_eq!(with(|h| h[0] &= !GPE_FLAG_NEXT_PROTOCOL), Err(DropReason::UnknownProtocol));
         assert_eq!(with(|h| h[3] = GPE_NEXT_ETHERNET), Err(DropReason::UnknownProtocol));
         assert_eq!(with(|h| h[3] = 0), Err(DropReason::UnknownProtocol));
         assert!(with(|h| h[0] |= GPE_FLAG_BUM).is_ok());

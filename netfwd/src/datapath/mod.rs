@@ -8,11 +8,15 @@
 //! egress    frame with vnet header → route → segment → encap → DatagramSink
 //! ```
 
+pub mod ecn;
 pub mod flow;
 pub mod gro;
+pub mod ingress;
 pub mod lpm;
 pub mod packet;
 pub mod seam;
 pub mod stats;
 pub mod superframe;
 pub mod table;
+pub mod tunnel;
+pub mod vet;

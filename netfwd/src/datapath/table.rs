@@ -13,6 +13,7 @@ use netfwd_common::abi::{
 use netfwd_common::classify::Lookup;
 use netfwd_common::wire::ethernet::Mac;
 
+use super::lpm::Routes;
 use super::packet::{Link, RemoteIndex, TunnelIndex};
 
 /// One configured tunnel.
@@ -71,14 +72,18 @@ pub struct VerifyPolicy {
 #[derive(Debug, Default)]
 pub struct ForwardingTable {
     tunnels: Vec<Tunnel>,
+    routes: Vec<Routes>,
     by_key: HashMap<TunnelKey, TunnelEntry>,
+    /// The ports of `endpoints`, sorted.
+    endpoint_ports: Vec<u16>,
     endpoints: HashMap<EndpointKey, EndpointEntry>,
 }
 
 impl ForwardingTable {
     /// A table of `tunnels`, whose order gives their indices.
     pub fn new(tunnels: Vec<Tunnel>) -> Self {
-        let mut table = Self { tunnels, ..Self::default() };
+        let routes = tunnels.iter().map(|tunnel| Routes::new(&tunnel.routes)).collect();
+        let mut table = Self { tunnels, routes, ..Self::default() };
         for (index, tunnel) in table.tunnels.iter().enumerate() {
             let local = address_bytes(tunnel.local);
             table.endpoints.insert(
@@ -103,6 +108,9 @@ impl ForwardingTable {
                 table.by_key.insert(key, entry);
             }
         }
+        table.endpoint_ports = table.tunnels.iter().map(|tunnel| tunnel.port).collect();
+        table.endpoint_ports.sort_unstable();
+        table.endpoint_ports.dedup();
         table
     }
 
@@ -116,6 +124,11 @@ impl ForwardingTable {
         self.tunnels.get(usize::from(index.0))
     }
 
+    /// The remote behind the longest prefix of an L3 tunnel that covers `address`.
+    pub fn route(&self, index: TunnelIndex, address: IpAddr) -> Option<RemoteIndex> {
+        self.routes.get(usize::from(index.0))?.lookup(address)
+    }
+
     /// All exact-match entries: what the BPF map is filled with.
     pub fn entries(&self) -> impl Iterator<Item = (&TunnelKey, &TunnelEntry)> {
         self.by_key.iter()
@@ -124,6 +137,18 @@ impl ForwardingTable {
     /// All endpoints: what the BPF map is filled with, and the sockets to open.
     pub fn endpoints(&self) -> impl Iterator<Item = (&EndpointKey, &EndpointEntry)> {
         self.endpoints.iter()
+    }
+
+    /// Whether `remote` may use `address` as an inner source: the tunnel's routes lead back to it. A tunnel without
+    /// routes has no such list.
+    pub fn inner_source_allowed(&self, index: TunnelIndex, remote: RemoteIndex, address: IpAddr) -> bool {
+        let routes = self.routes.get(usize::from(index.0));
+        routes.is_some_and(|routes| routes.is_empty() || routes.lookup(address) == Some(remote))
+    }
+
+    /// Whether some endpoint has this UDP port: spares most packets the look at [`Lookup::endpoint`].
+    pub fn is_endpoint_port(&self, port: u16) -> bool {
+        self.endpoint_ports.binary_search(&port).is_ok()
     }
 }
 
