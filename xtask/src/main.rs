@@ -1,1 +1,77 @@
-fn main() {}
+//! netfwd's development tasks: `cargo xtask setup | run | test | bench | ci | lab`.
+
+mod bench;
+mod cargo;
+mod ci;
+mod lab_command;
+mod load_command;
+mod run;
+mod setup;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// netfwd's development tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing: the eBPF toolchain, and the tools of the lab
+    Setup,
+    /// Build everything and show the gateway at work in a lab; or run it on real interfaces
+    Run {
+        /// Run the daemon on this machine's interfaces with this configuration, instead of in a lab
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// How long the demonstration takes, in seconds
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
+    },
+    /// Run every test: units, properties, the eBPF object, end to end in network namespaces
+    Test {
+        /// Arguments for the test programs, such as a part of a test's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measure: XDP, coalescing, segmentation, and the whole gateway in a lab
+    Bench(bench::Arguments),
+    /// What CI runs: fmt, clippy, docs with warnings denied, tests
+    Ci,
+    /// Make or remove a lab for exploring by hand
+    #[command(subcommand)]
+    Lab(lab_command::Task),
+    /// Send and receive load; for use with `ip netns exec`
+    #[command(subcommand, hide = true)]
+    Load(load_command::Task),
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    match task {
+        Task::Setup => setup::ensure(),
+        Task::Run { config: Some(config), .. } => run::on_this_machine(&config),
+        Task::Run { config: None, seconds } => run::in_a_lab(seconds),
+        Task::Test { arguments } => ci::test(&arguments),
+        Task::Bench(arguments) => bench::perform(&arguments),
+        Task::Ci => ci::all(),
+        Task::Lab(task) => lab_command::perform(&task),
+        Task::Load(task) => load_command::perform(&task),
+    }
+}

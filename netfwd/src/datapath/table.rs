@@ -3,12 +3,13 @@
 //! Workers load it once per batch. Tunnels and their remotes are addressed by index; XDP's metadata carries the same
 //! indices. A change of configuration makes a new table and swaps it in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netfwd_common::abi::{
-    EndpointEntry, EndpointKey, FLAG_UDP6_ZERO_CSUM_RX, TunnelEntry, TunnelKey, TunnelKind, Verify, map_ipv4,
+    EndpointEntry, EndpointKey, FLAG_UDP6_ZERO_CSUM_RX, NetworkKey, TunnelEntry, TunnelKey, TunnelKind, Verify,
+    map_ipv4,
 };
 use netfwd_common::classify::Lookup;
 use netfwd_common::wire::ethernet::Mac;
@@ -77,6 +78,7 @@ pub struct ForwardingTable {
     routes: Vec<Routes>,
     by_key: HashMap<TunnelKey, TunnelEntry>,
     endpoints: HashMap<EndpointKey, EndpointEntry>,
+    networks: HashSet<NetworkKey>,
 }
 
 impl ForwardingTable {
@@ -90,6 +92,7 @@ impl ForwardingTable {
                 EndpointKey { local, port: tunnel.port, reserved: 0 },
                 EndpointEntry { kind: tunnel.kind as u8, reserved: [0; 3] },
             );
+            table.networks.insert(NetworkKey { local, vni: tunnel.vni, port: tunnel.port, reserved: 0 });
             for (remote_index, remote) in tunnel.remotes.iter().enumerate() {
                 let key = TunnelKey {
                     local,
@@ -131,6 +134,11 @@ impl ForwardingTable {
         self.by_key.iter()
     }
 
+    /// All VNIs, whoever their remotes are: what the BPF map is filled with.
+    pub fn networks(&self) -> impl Iterator<Item = &NetworkKey> {
+        self.networks.iter()
+    }
+
     /// All endpoints: what the BPF map is filled with, and the sockets to open.
     pub fn endpoints(&self) -> impl Iterator<Item = (&EndpointKey, &EndpointEntry)> {
         self.endpoints.iter()
@@ -144,6 +152,10 @@ impl Lookup for ForwardingTable {
 
     fn endpoint(&self, key: &EndpointKey) -> Option<EndpointEntry> {
         self.endpoints.get(key).copied()
+    }
+
+    fn network(&self, key: &NetworkKey) -> bool {
+        self.networks.contains(key)
     }
 }
 

@@ -1,0 +1,53 @@
+//! Calling cargo, and where its results are.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// The top of the workspace.
+pub fn workspace() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_owned()
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    let directory = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    workspace().join(directory)
+}
+
+/// Tools that set-up put beside the build results, because the system's packages bring too much with them.
+pub fn tools() -> PathBuf {
+    target().join("tools")
+}
+
+/// A cargo command in the workspace, with [`tools`] on its path.
+pub fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(workspace());
+    let path = env::var_os("PATH").unwrap_or_default();
+    let paths = std::iter::once(tools()).chain(env::split_paths(&path));
+    if let Ok(path) = env::join_paths(paths) {
+        command.env("PATH", path);
+    }
+    command
+}
+
+/// Runs a command with its output on the terminal; an error if it fails.
+pub fn succeed(command: &mut Command) -> Result<()> {
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+    let line = format!("{} {}", command.get_program().to_string_lossy(), words.join(" "));
+    let status = command.status().with_context(|| format!("cannot run: {line}"))?;
+    if !status.success() {
+        bail!("{line}: {status}");
+    }
+    Ok(())
+}
+
+/// Builds the daemon as it ships and returns its path.
+pub fn build_netfwd() -> Result<PathBuf> {
+    succeed(&mut cargo(&["build", "--release", "--package", "netfwd", "--bin", "netfwd"]))?;
+    Ok(target().join("release/netfwd"))
+}

@@ -1,0 +1,295 @@
+//! A laboratory: three network namespaces in a row, and tunnels between the first two.
+//!
+//! ```text
+//!   peer ──────────── underlay ──────────── gateway ─────── LAN ─────── server
+//!   10.9.0.1  fd09::1       10.9.0.2  fd09::2 │ 10.20.0.1  fd20::1      10.20.0.2  fd20::2
+//!   vx7 10.10.0.1 ═══ VXLAN, VNI 7, 4789 ═══ vx7 10.10.0.2
+//!       fd10::1                                  fd10::2
+//! ```
+//!
+//! The peer is the Linux kernel, and it looks like a host behind a wire: checksum and segmentation offloads are off on
+//! its end of the underlay, so MTU-sized packets arrive with every checksum finished. The gateway is netfwd
+//! ([`Netfwd`]) or the kernel itself ([`Lab::kernel_gateway`]).
+//!
+//! Invariants: names carry the process id, so labs never meet; everything is removed when the [`Lab`] goes, after a
+//! panic too. Deliberately absent: impairment (delay, loss), since the kernels this is built for have no netem.
+
+mod metrics;
+mod namespace;
+mod netfwd;
+mod process;
+mod tunnel;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+
+pub use metrics::{Metrics, Sample};
+pub use namespace::Namespace;
+pub use netfwd::{Config, METRICS_ADDRESS, Netfwd};
+pub use process::{Process, output};
+pub use tunnel::{Family, Side, Tunnel, TunnelKind};
+
+/// The underlay device's name in peer and gateway.
+pub const UNDERLAY: &str = "under0";
+/// The LAN device's name in gateway and server.
+pub const LAN: &str = "lan0";
+
+const PEER_HOST: u8 = 1;
+const GATEWAY_HOST: u8 = 2;
+const LAN4: &str = "10.20.0.0/24";
+const LAN6: &str = "fd20::/64";
+/// The names that `lab up` uses: peer, gateway, server.
+const FIXED_NAMES: [&str; 3] = ["nf-peer", "nf-gw", "nf-server"];
+
+/// What a lab is to look like.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The tunnels; the first one carries the route to the server's network.
+    pub tunnels: Vec<Tunnel>,
+    /// MTU of the underlay.
+    pub underlay_mtu: u32,
+    /// Receive and transmit queues of the underlay devices.
+    pub queues: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { tunnels: vec![Tunnel::vxlan("vx7", 7)], underlay_mtu: 1500, queues: 1 }
+    }
+}
+
+impl Options {
+    /// A lab with exactly these tunnels.
+    pub fn with_tunnels(tunnels: impl Into<Vec<Tunnel>>) -> Self {
+        Self { tunnels: tunnels.into(), ..Self::default() }
+    }
+}
+
+/// A standing lab.
+#[derive(Debug)]
+pub struct Lab {
+    /// The far end of the tunnels.
+    pub peer: Namespace,
+    /// Where the gateway under test runs.
+    pub gateway: Namespace,
+    /// A host behind the gateway.
+    pub server: Namespace,
+    options: Options,
+    directory: PathBuf,
+    keep: bool,
+}
+
+impl Lab {
+    /// One VXLAN tunnel, `vx7`, over IPv4 at MTU 1500.
+    pub fn new() -> Result<Self> {
+        Self::with(Options::default())
+    }
+
+    /// A lab of that shape, under names that no other lab has.
+    pub fn with(options: Options) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let stem = format!("nf-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let names = ["peer", "gw", "server"].map(|role| format!("{stem}-{role}"));
+        Self::build(options, names.each_ref().map(String::as_str), std::env::temp_dir().join(stem))
+    }
+
+    /// A lab under the fixed names `nf-peer`, `nf-gw` and `nf-server` that stays when this value goes.
+    pub fn up(options: Options) -> Result<Self> {
+        let mut lab = Self::build(options, FIXED_NAMES, std::env::temp_dir().join("nf-lab"))?;
+        for namespace in [&mut lab.peer, &mut lab.gateway, &mut lab.server] {
+            namespace.keep();
+        }
+        lab.keep = true;
+        Ok(lab)
+    }
+
+    fn build(options: Options, [peer, gateway, server]: [&str; 3], directory: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let lab = Self {
+            peer: Namespace::create(peer)?,
+            gateway: Namespace::create(gateway)?,
+            server: Namespace::create(server)?,
+            options,
+            directory,
+            keep: false,
+        };
+        lab.set_parameters()?;
+        lab.connect_underlay()?;
+        lab.connect_lan()?;
+        for (index, tunnel) in lab.options.tunnels.iter().enumerate() {
+            tunnel.add_device(Side::Peer, &lab.peer, lab.options.underlay_mtu, index == 0)?;
+        }
+        Ok(lab)
+    }
+
+    /// What the lab was asked to look like.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// A directory for logs and configuration files that goes with the lab.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The tunnel of that name.
+    pub fn tunnel(&self, name: &str) -> Result<&Tunnel> {
+        self.options.tunnels.iter().find(|tunnel| tunnel.name == name).with_context(|| format!("no tunnel {name}"))
+    }
+
+    /// The peer's address inside the first tunnel.
+    pub fn peer_address(&self, family: Family) -> IpAddr {
+        self.options.tunnels[0].address(Side::Peer, family)
+    }
+
+    /// The gateway's address inside the first tunnel.
+    pub fn gateway_address(&self, family: Family) -> IpAddr {
+        self.options.tunnels[0].address(Side::Gateway, family)
+    }
+
+    /// The server's address.
+    pub fn server_address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::new(10, 20, 0, 2).into(),
+            Family::V6 => Ipv6Addr::new(0xfd20, 0, 0, 0, 0, 0, 0, 2).into(),
+        }
+    }
+
+    /// Puts the kernel's own tunnel devices into the gateway, for as long as the returned value lives.
+    pub fn kernel_gateway(&self) -> Result<KernelGateway<'_>> {
+        let gateway = KernelGateway { lab: self };
+        for tunnel in &self.options.tunnels {
+            tunnel.add_device(Side::Gateway, &self.gateway, self.options.underlay_mtu, false)?;
+        }
+        self.forget_neighbours()?;
+        Ok(gateway)
+    }
+
+    /// Makes the peer forget what it learned of the gateway's devices; a new device has a new MAC address.
+    pub fn forget_neighbours(&self) -> Result<()> {
+        for tunnel in &self.options.tunnels {
+            self.peer.ip(&format!("neighbour flush dev {}", tunnel.name))?;
+        }
+        Ok(())
+    }
+
+    fn set_parameters(&self) -> Result<()> {
+        for namespace in [&self.peer, &self.gateway, &self.server] {
+            for scope in ["all", "default"] {
+                namespace.sysctl(&format!("net.ipv4.conf.{scope}.rp_filter"), 0)?;
+                namespace.sysctl(&format!("net.ipv6.conf.{scope}.accept_dad"), 0)?;
+            }
+        }
+        self.gateway.sysctl("net.ipv4.ip_forward", 1)?;
+        self.gateway.sysctl("net.ipv6.conf.all.forwarding", 1)
+    }
+
+    fn connect_underlay(&self) -> Result<()> {
+        let Options { underlay_mtu: mtu, queues, .. } = self.options;
+        let ends = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
+        self.connect(&self.peer, &self.gateway, UNDERLAY, &ends)?;
+        for (namespace, host) in [(&self.peer, PEER_HOST), (&self.gateway, GATEWAY_HOST)] {
+            let (v4, v6) = (underlay_address(Family::V4, host), underlay_address(Family::V6, host));
+            namespace.ip(&format!("address add {v4}/24 dev {UNDERLAY}"))?;
+            namespace.ip(&format!("address add {v6}/64 dev {UNDERLAY} nodad"))?;
+            // As a network card would: it also turns NAPI on, which native XDP on veth wants on both ends.
+            namespace.exec(&format!("ethtool -K {UNDERLAY} gro on"))?;
+        }
+        // With nothing left to the device, the kernel finishes inner and outer checksums and cuts superframes itself.
+        self.peer.exec(&format!(
+            "ethtool -K {UNDERLAY} tx off tso off tx-udp-segmentation off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off"
+        ))?;
+        Ok(())
+    }
+
+    fn connect_lan(&self) -> Result<()> {
+        self.connect(&self.gateway, &self.server, LAN, "")?;
+        for (namespace, host) in [(&self.gateway, 1), (&self.server, 2)] {
+            namespace.ip(&format!("address add 10.20.0.{host}/24 dev {LAN}"))?;
+            namespace.ip(&format!("address add fd20::{host}/64 dev {LAN} nodad"))?;
+            namespace.exec(&format!("ethtool -K {LAN} gro on"))?;
+        }
+        self.server.ip("route add default via 10.20.0.1")?;
+        self.server.ip("-6 route add default via fd20::1")?;
+        Ok(())
+    }
+
+    /// A veth pair with one name at both ends, both up.
+    fn connect(&self, one: &Namespace, two: &Namespace, device: &str, options: &str) -> Result<()> {
+        let (one_name, two_name) = (one.name(), two.name());
+        let add = format!(
+            "link add {device} netns {one_name} {options} type veth peer name {device} netns {two_name} {options}"
+        );
+        output(Command::new("ip").args(add.split_whitespace()))?;
+        for namespace in [one, two] {
+            namespace.ip(&format!("link set {device} up"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.keep {
+            // The namespaces remove themselves. Logs of a failed test were printed by whoever failed.
+            fs::remove_dir_all(&self.directory).ok();
+        }
+    }
+}
+
+/// The kernel's own tunnel devices standing in for netfwd.
+#[derive(Debug)]
+pub struct KernelGateway<'a> {
+    lab: &'a Lab,
+}
+
+impl Drop for KernelGateway<'_> {
+    fn drop(&mut self) {
+        for tunnel in &self.lab.options.tunnels {
+            self.lab.gateway.ip(&format!("link delete {}", tunnel.name)).ok();
+        }
+    }
+}
+
+/// Removes the lab of [`Lab::up`], and what labs of processes that were killed have left. Returns the names.
+pub fn down() -> Result<Vec<String>> {
+    let listed = output(Command::new("ip").args(["netns", "list"]))?;
+    let names = listed.lines().filter_map(|line| line.split_whitespace().next());
+    let mut removed = Vec::new();
+    for name in names.filter(|name| FIXED_NAMES.contains(name) || is_orphan(name)) {
+        end_processes_in(name)?;
+        output(Command::new("ip").args(["netns", "delete", name]))?;
+        removed.push(name.to_owned());
+    }
+    fs::remove_dir_all(std::env::temp_dir().join("nf-lab")).ok();
+    Ok(removed)
+}
+
+/// Is this `nf-<pid>-…` of a process that is no more?
+fn is_orphan(name: &str) -> bool {
+    let pid = name.strip_prefix("nf-").and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse::<u32>().ok());
+    pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+}
+
+/// A namespace lives on without its name while a process is in it.
+fn end_processes_in(name: &str) -> Result<()> {
+    let pids = output(Command::new("ip").args(["netns", "pids", name]))?;
+    for pid in pids.lines().filter_map(|line| rustix::process::Pid::from_raw(line.trim().parse().ok()?)) {
+        // It may have ended in the meantime.
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+    }
+    Ok(())
+}
+
+/// The underlay address of host 1 or 2.
+fn underlay_address(family: Family, host: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 9, 0, host).into(),
+        Family::V6 => Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, host.into()).into(),
+    }
+}

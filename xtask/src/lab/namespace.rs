@@ -1,0 +1,137 @@
+//! One network namespace, from its making to its removal.
+//!
+//! Invariant: a namespace made by [`Namespace::create`] is gone once the value is dropped, after a panic too, unless
+//! [`Namespace::keep`] was called. Deliberately absent: mount, PID and user namespaces. Only the network is virtual.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::process::{Process, output};
+
+/// A named network namespace, as `ip netns` knows it.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    remove: bool,
+}
+
+impl Namespace {
+    /// Makes the namespace and brings its loopback device up.
+    pub fn create(name: &str) -> Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            bail!("network namespaces need root: run this as root (sudo -E cargo xtask …)");
+        }
+        output(Command::new("ip").args(["netns", "add", name]))?;
+        let namespace = Self { name: name.to_owned(), remove: true };
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// A namespace that exists already, and that stays when this value goes.
+    pub fn open(name: &str) -> Result<Self> {
+        if !Path::new(&path_of(name)).exists() {
+            bail!("there is no network namespace {name}");
+        }
+        Ok(Self { name: name.to_owned(), remove: false })
+    }
+
+    /// The name, for `ip netns exec`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Leaves the namespace standing when this value goes.
+    pub fn keep(&mut self) {
+        self.remove = false;
+    }
+
+    /// `ip -n NAME …`; the arguments are split at white space.
+    pub fn ip(&self, arguments: &str) -> Result<String> {
+        output(Command::new("ip").args(["-n", &self.name]).args(arguments.split_whitespace()))
+    }
+
+    /// `tc -n NAME …`; the arguments are split at white space.
+    pub fn tc(&self, arguments: &str) -> Result<String> {
+        output(Command::new("tc").args(["-n", &self.name]).args(arguments.split_whitespace()))
+    }
+
+    /// Runs a command line in the namespace to its end and returns what it printed; the line is split at white space.
+    pub fn exec(&self, line: &str) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("an empty command line")?;
+        output(self.command(program).args(words))
+    }
+
+    /// A command that will run in the namespace, with standard input closed.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(program).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a command made by [`Namespace::command`] with its output going to the file `log`.
+    pub fn spawn(&self, command: &mut Command, log: &Path) -> Result<Process> {
+        Process::spawn(command, log)
+    }
+
+    /// Sets a `net.*` parameter, written with dots or slashes.
+    pub fn sysctl(&self, key: &str, value: impl ToString) -> Result<()> {
+        // Interface names may hold dots, so slashes are left alone when there are any.
+        let path = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
+        let (path, value) = (format!("/proc/sys/{path}"), value.to_string());
+        self.run(|| fs::write(&path, &value))?
+            .with_context(|| format!("cannot write {value} to {path} in {}", self.name))
+    }
+
+    /// One of the counters in `/sys/class/net/<device>/statistics`.
+    pub fn statistic(&self, device: &str, counter: &str) -> Result<u64> {
+        // /sys shows the namespace it was mounted in, so `ip netns exec` has to mount it afresh.
+        let text = self.exec(&format!("cat /sys/class/net/{device}/statistics/{counter}"))?;
+        text.trim().parse().with_context(|| format!("{device}: odd counter {counter}: {text}"))
+    }
+
+    /// Runs a closure on a fresh thread inside the namespace and waits for it. Sockets it opens stay in the namespace.
+    pub fn run<T: Send>(&self, task: impl FnOnce() -> T + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| enter(&self.name).map(|()| task()));
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Starts a thread inside the namespace.
+    pub fn thread<T: Send + 'static>(
+        &self,
+        task: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> JoinHandle<Result<T>> {
+        let name = self.name.clone();
+        thread::spawn(move || enter(&name).and_then(|()| task()))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if self.remove
+            && let Err(error) = output(Command::new("ip").args(["netns", "delete", &self.name]))
+        {
+            eprintln!("lab: {error:#}");
+        }
+    }
+}
+
+/// Where `ip netns` keeps the handle of a namespace.
+fn path_of(name: &str) -> String {
+    format!("/run/netns/{name}")
+}
+
+/// Moves the calling thread for good, hence only ever a fresh one.
+fn enter(name: &str) -> Result<()> {
+    let path = path_of(name);
+    let handle = fs::File::open(&path).with_context(|| format!("cannot open {path}"))?;
+    move_into_link_name_space(std::os::fd::AsFd::as_fd(&handle), Some(LinkNameSpaceType::Network))
+        .with_context(|| format!("cannot enter the network namespace {name}"))
+}

@@ -1,0 +1,237 @@
+//! `cargo xtask setup`: what the build and the tests need and this machine lacks.
+//!
+//! The eBPF object needs a compiler with a `core` library for BPF. A rustup nightly with `rust-src` can build one; where
+//! there is none, Debian's `rustc-web` brings one ready-made. Either way `bpf-linker` is needed, which wants LLVM.
+//!
+//! Invariants: with everything in place this says nothing and takes no time, since every other task calls it first;
+//! before it installs anything it says what and why in one line; without root or apt it changes nothing and says what
+//! to do instead. Deliberately absent: rustup. The toolchain that runs this is the one that builds the daemon.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo::{cargo, tools};
+
+/// Debian's compiler with `core` for BPF.
+const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+/// What `bpf-linker` is built with.
+const LLVM: [&str; 4] = ["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev"];
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+/// Programs of the lab and the packages they are in.
+const PROGRAMS: [(&str, &str); 5] =
+    [("ethtool", "ethtool"), ("ip", "iproute2"), ("tc", "iproute2"), ("ping", "iputils-ping"), ("tcpdump", "tcpdump")];
+const LINKER_INSTALL: [&str; 8] =
+    ["install", "bpf-linker", "--version", "0.13.0", "--locked", "--no-default-features", "--features", "llvm-22"];
+/// Package lists older than this name versions that the mirrors may have dropped.
+const LISTS_FRESH: Duration = Duration::from_secs(24 * 3600);
+
+/// Installs what is missing.
+pub fn ensure() -> Result<()> {
+    let missing = Missing::on_this_machine();
+    if missing.nothing() {
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() || find("apt-get").is_none() {
+        bail!("{}", missing.advice());
+    }
+    eprintln!("setup: installing {}", missing.summary());
+    missing.install()
+}
+
+/// Everything that is not there.
+struct Missing {
+    compiler: bool,
+    llvm: bool,
+    linker: bool,
+    programs: Vec<&'static str>,
+    promtool: bool,
+}
+
+impl Missing {
+    fn on_this_machine() -> Self {
+        let linker = find("bpf-linker").is_none();
+        let mut programs: Vec<_> =
+            PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+        programs.dedup();
+        Self {
+            compiler: !has_nightly_with_source() && !has_debian_core(),
+            llvm: linker && !Path::new(LLVM_PREFIX).join("bin/llvm-config").exists(),
+            linker,
+            programs,
+            promtool: find("promtool").is_none(),
+        }
+    }
+
+    fn nothing(&self) -> bool {
+        !self.compiler && !self.linker && self.programs.is_empty() && !self.promtool
+    }
+
+    fn packages(&self) -> Vec<&'static str> {
+        let compiler = if self.compiler { &COMPILER[..] } else { &[] };
+        let llvm = if self.llvm { &LLVM[..] } else { &[] };
+        [compiler, llvm, &self.programs].concat()
+    }
+
+    /// What and why, in one line.
+    fn summary(&self) -> String {
+        let mut parts = Vec::new();
+        if self.compiler {
+            parts.push(format!("{} (compiler for the eBPF program)", COMPILER.join(" ")));
+        }
+        if self.linker {
+            let llvm = if self.llvm { format!("{} and ", LLVM.join(" ")) } else { String::new() };
+            parts.push(format!("{llvm}bpf-linker 0.13.0 (linker for the eBPF program, built with cargo)"));
+        }
+        if !self.programs.is_empty() {
+            parts.push(format!("{} (network namespaces for lab and tests)", self.programs.join(" ")));
+        }
+        if self.promtool {
+            parts.push("promtool out of the package prometheus (checks the metrics; nothing is started)".to_owned());
+        }
+        parts.join("; ")
+    }
+
+    /// What to type, for those who have to do it themselves.
+    fn advice(&self) -> String {
+        let mut lines = vec![format!("this machine lacks {}.", self.summary())];
+        let mut packages = self.packages();
+        if self.promtool {
+            packages.push("prometheus");
+        }
+        if !packages.is_empty() {
+            lines.push(format!(
+                "On Debian or Ubuntu, as root:\n  apt-get install --no-install-recommends {}",
+                packages.join(" ")
+            ));
+        }
+        if self.compiler {
+            lines.push(
+                "Instead of the packages *-web, with rustup:\n  rustup toolchain install nightly --component rust-src"
+                    .to_owned(),
+            );
+        }
+        if self.linker {
+            lines.push(format!("Then, as yourself:\n  LLVM_PREFIX={LLVM_PREFIX} cargo {}", LINKER_INSTALL.join(" ")));
+        }
+        lines.push("Or run this as root on a machine with apt, and it does all that.".to_owned());
+        lines.join("\n")
+    }
+
+    fn install(&self) -> Result<()> {
+        let packages = self.packages();
+        if !packages.is_empty() || self.promtool {
+            refresh_lists()?;
+        }
+        if !packages.is_empty() {
+            let mut apt = apt(&["install", "--yes", "--no-install-recommends", "-qq"]);
+            quietly(apt.args(&packages))?;
+        }
+        if self.linker {
+            quietly(cargo(&LINKER_INSTALL).env("LLVM_PREFIX", LLVM_PREFIX))?;
+        }
+        if self.promtool {
+            fetch_promtool().context("cannot get promtool")?;
+        }
+        let left = Self::on_this_machine();
+        if !left.nothing() {
+            bail!("something is still missing: {}", left.summary());
+        }
+        Ok(())
+    }
+}
+
+/// A rustup nightly that can build `core` itself.
+fn has_nightly_with_source() -> bool {
+    let home = env::var_os("RUSTUP_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".rustup")));
+    let toolchains = home.and_then(|home| fs::read_dir(home.join("toolchains")).ok()).into_iter().flatten().flatten();
+    toolchains
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("nightly"))
+        .any(|entry| entry.path().join("lib/rustlib/src/rust/library/core").exists())
+}
+
+/// Debian's compiler, its cargo and its `core` for BPF.
+fn has_debian_core() -> bool {
+    let compiler = ["/usr/bin/rustc", "/usr/bin/cargo"].iter().all(|path| Path::new(path).exists());
+    let libraries = fs::read_dir("/usr/lib/rustlib/bpfel-unknown-none/lib");
+    let is_core = |name: &str| name.starts_with("libcore-") && name.ends_with(".rlib");
+    compiler
+        && libraries
+            .is_ok_and(|mut dir| dir.any(|entry| entry.is_ok_and(|e| is_core(&e.file_name().to_string_lossy()))))
+}
+
+/// Where a program is: on the path, where the system keeps its own, in cargo's directory, or among our tools.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let more =
+        [Some(tools()), home().map(|home| home.join(".cargo/bin")), Some("/usr/sbin".into()), Some("/sbin".into())];
+    let candidates = env::split_paths(&path).chain(more.into_iter().flatten()).map(|directory| directory.join(program));
+    candidates.into_iter().find(|candidate| candidate.is_file())
+}
+
+fn home() -> Option<PathBuf> {
+    env::var_os("HOME").map(PathBuf::from)
+}
+
+fn apt(arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    command
+}
+
+/// `apt-get update`, if it was not done lately.
+fn refresh_lists() -> Result<()> {
+    let changed = |entry: fs::DirEntry| entry.metadata().and_then(|data| data.modified()).ok();
+    let is_list = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().contains("_Packages");
+    let lists = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten().filter(is_list);
+    // The lists themselves carry the mirror's time; the directory's is that of the last update here.
+    let updated = fs::metadata("/var/lib/apt/lists/partial").and_then(|data| data.modified()).ok();
+    let newest = lists.filter_map(changed).max().max(updated);
+    let fresh = newest.is_some_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < LISTS_FRESH));
+    if fresh { Ok(()) } else { quietly(&mut apt(&["update", "-qq"])) }
+}
+
+/// The package's daemon would be started and come back at every boot, so only the one program is taken out of it.
+fn fetch_promtool() -> Result<()> {
+    let tools = tools();
+    let scratch = tools.join("prometheus");
+    fs::create_dir_all(&scratch)?;
+    quietly(apt(&["download", "-qq", "prometheus"]).current_dir(&scratch))?;
+    let package = fs::read_dir(&scratch)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == "deb"));
+    let package = package.context("apt-get downloaded nothing")?;
+    quietly(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&scratch))?;
+    fs::rename(scratch.join("usr/bin/promtool"), tools.join("promtool"))?;
+    fs::remove_dir_all(&scratch)?;
+    Ok(())
+}
+
+/// Runs a command and shows what it printed only if it fails.
+fn quietly(command: &mut Command) -> Result<()> {
+    let line = format!("{command:?}");
+    let output = command.output().with_context(|| format!("cannot run {line}"))?;
+    if !output.status.success() {
+        let text = [output.stdout, output.stderr].concat();
+        bail!("{line}: {}\n{}", output.status, String::from_utf8_lossy(&text).trim_end());
+    }
+    Ok(())
+}
+
+/// Says which of the toolchain's components are missing; they come with rustup's default profile.
+pub fn check_components() -> Result<()> {
+    let missing: Vec<_> = ["fmt", "clippy"]
+        .into_iter()
+        .filter(|component| !cargo(&[component, "--version"]).output().is_ok_and(|output| output.status.success()))
+        .map(|component| if component == "fmt" { "rustfmt" } else { component })
+        .collect();
+    if !missing.is_empty() {
+        bail!("the toolchain lacks {0}: rustup component add {0}", missing.join(" "));
+    }
+    Ok(())
+}
