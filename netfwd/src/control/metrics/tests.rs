@@ -25,6 +25,7 @@ fn table() -> ForwardingTable {
         mtu: 1450,
         udp_checksum: false,
         udp6_zero_checksum_rx: false,
+        udp6_zero_checksum_tx: false,
         dscp: 0,
     };
     ForwardingTable::new(vec![tunnel("vx7", TunnelKind::Vxlan, 7), tunnel("gpe8", TunnelKind::VxlanGpe, 8)])
