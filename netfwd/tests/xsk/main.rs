@@ -7,6 +7,8 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
 use netfwd::io::xsk::{
     BusyPoll, ChunkSize, Error, FrameCounts, Mode, Options, RxBatch, Socket, Target, Umem, ZeroCopy,
 };
@@ -200,6 +202,20 @@ fn what_the_system_refuses_is_explained() {
     assert!(error.to_string().contains("no such queue"), "{error}");
     assert!(matches!(bind(0, sizes(48, 64)), Error::Sizes(_)));
     assert!(matches!(bind(0, sizes(64, 128)), Error::Sizes(_)));
+}
+
+#[test]
+fn without_privileges_the_operator_is_told_which() {
+    let Some(lab) = Lab::new(1500) else { return };
+    let error = lab.gateway(|ifindex| {
+        // Capabilities belong to the thread, which ends here.
+        let none = CapabilitySet::empty();
+        set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
+        let umem = Umem::new(ChunkSize::TwoKiB, 0, 64).unwrap();
+        Socket::bind(umem, Target { ifindex, queue: 0 }, &sizes(64, 64)).unwrap_err()
+    });
+    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+    assert!(error.to_string().contains("CAP_NET_RAW"), "{error}");
 }
 
 #[test]

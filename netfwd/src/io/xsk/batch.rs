@@ -72,7 +72,7 @@ impl RxBatch {
         })
     }
 
-    /// Whether the next packet fits, whatever its length. An empty batch without scratch memory takes single frames.
+    /// Whether the next packet fits, whatever its length (without scratch memory: whatever its length in one frame).
     #[inline]
     pub(super) fn takes_any(&self) -> bool {
         self.room() > 0 && (self.scratch_capacity == 0 || self.scratch_room() >= ASSEMBLED_MAX)
