@@ -87,7 +87,7 @@ fn an_earlier_packets_metadata_does_not_vouch_for_a_later_one() {
     // The kernel would write the record; here a frame that starts sixteen bytes earlier does.
     let mut frame = umem.take_back(early).unwrap();
     frame.bytes_mut()[..METADATA_LEN].fill(0xaa);
-    frame.start += METADATA_LEN as u16;
+    frame.0.start += METADATA_LEN as u16;
     assert_eq!(frame.metadata(), Some(&[0xaa; METADATA_LEN]));
     umem.give_back(frame);
     let address = umem.lend().unwrap();
@@ -127,12 +127,12 @@ proptest! {
         let first = umem.take_back(Descriptor { address, length, options: 0 });
         let second = umem.take_back(Descriptor { address: again, length, options: 0 });
         for frame in first.iter().chain(&second) {
-            prop_assert!(lent.contains(&(u64::from(frame.chunk) << 11)));
+            prop_assert!(lent.contains(&(u64::from(frame.0.chunk) << 11)));
             prop_assert_eq!(frame.bytes().len(), length as usize);
             let _ = frame.metadata();
         }
         if let (Some(first), Some(second)) = (&first, &second) {
-            prop_assert_ne!(first.chunk, second.chunk);
+            prop_assert_ne!(first.0.chunk, second.0.chunk);
         }
         let held = first.iter().chain(&second).count() as u32;
         prop_assert_eq!(umem.free() + umem.lent() + held, 4);
