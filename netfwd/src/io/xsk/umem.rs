@@ -110,8 +110,11 @@ impl Frame {
         self.chunk_mut().get_mut(range).unwrap_or_default()
     }
 
-    /// What lies right before the packet: the XDP program's record if it wrote one, zeroes or headroom otherwise. `None`
-    /// if the packet starts too early in its chunk.
+    /// What lies right before the packet: the XDP program's record if it wrote one. `None` if the packet starts too early in
+    /// its chunk.
+    ///
+    /// The record is erased whenever user space lends the chunk again, but the kernel may reuse a chunk by itself (a packet
+    /// that found the RX ring full). So a record counts only if the program writes one before *every* redirect.
     #[inline]
     pub fn metadata(&self) -> Option<&[u8; METADATA_LEN]> {
         let (before, _) = self.chunk().split_at_checked(usize::from(self.0.start))?;
@@ -148,6 +151,7 @@ impl Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
+        self.erase_metadata();
         let Owned { area, chunk, .. } = &*self.0;
         area.dropped.lock().unwrap_or_else(PoisonError::into_inner).push(*chunk);
         area.has_dropped.store(true, Ordering::Release);

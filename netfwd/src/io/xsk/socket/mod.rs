@@ -236,3 +236,17 @@ impl AsFd for Socket {
         self.fd.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker's socket and batches move to its thread.
+    #[test]
+    fn sockets_and_batches_move_between_threads() {
+        fn assert_send<T: Send>() {}
+        assert_send::<Socket>();
+        assert_send::<RxBatch>();
+        assert_send::<Frame>();
+    }
+}

@@ -79,8 +79,7 @@ fn a_frame_given_to_another_umem_goes_home() {
     assert_eq!(home.free(), 2);
 }
 
-#[test]
-fn an_earlier_packets_metadata_does_not_vouch_for_a_later_one() {
+fn metadata_is_gone_after(released: bool) {
     let mut umem = umem(1);
     let address = umem.lend().unwrap();
     let early = Descriptor { address: address + 240, length: 60, options: 0 };
@@ -89,10 +88,21 @@ fn an_earlier_packets_metadata_does_not_vouch_for_a_later_one() {
     frame.bytes_mut()[..METADATA_LEN].fill(0xaa);
     frame.0.start += METADATA_LEN as u16;
     assert_eq!(frame.metadata(), Some(&[0xaa; METADATA_LEN]));
-    umem.give_back(frame);
+    if released {
+        umem.give_back(frame);
+    } else {
+        drop(frame);
+        umem.collect_dropped();
+    }
     let address = umem.lend().unwrap();
     let frame = umem.take_back(received(address, 60)).unwrap();
     assert_eq!(frame.metadata(), Some(&[0; METADATA_LEN]));
+}
+
+#[test]
+fn an_earlier_packets_metadata_does_not_vouch_for_a_later_one() {
+    metadata_is_gone_after(true);
+    metadata_is_gone_after(false);
 }
 
 #[test]
