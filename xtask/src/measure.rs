@@ -16,7 +16,7 @@ use xtask::machine;
 const DATAGRAM: usize = 1372;
 
 /// What stands in the gateway.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum Subject {
     /// netfwd as it ships.
     Netfwd,
