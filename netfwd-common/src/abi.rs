@@ -10,6 +10,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const TUNNELS: &str = "TUNNELS";
 /// Hash map: [`EndpointKey`] → [`EndpointEntry`].
 pub const ENDPOINTS: &str = "ENDPOINTS";
+/// Hash map: [`NetworkKey`] → one byte: which VNIs exist, asked only to name the reason of a drop.
+pub const NETWORKS: &str = "NETWORKS";
 /// XSKMAP: receive queue → AF_XDP socket.
 pub const XSKS: &str = "XSKS";
 /// Array of one: [`Policy`].
@@ -144,6 +146,20 @@ pub struct EndpointEntry {
     pub reserved: [u8; 3],
 }
 
+/// A tunnel, whoever its remotes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NetworkKey {
+    /// Outer destination.
+    pub local: [u8; 16],
+    /// Network identifier.
+    pub vni: u32,
+    /// Destination UDP port, host order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
 /// [`TunnelEntry::flags`]: a zero outer UDP checksum is accepted over IPv6 (RFC 6935).
 pub const FLAG_UDP6_ZERO_CSUM_RX: u8 = 1;
 
@@ -245,6 +261,7 @@ const _: () = {
     assert!(size_of::<TunnelEntry>() == 8);
     assert!(size_of::<EndpointKey>() == 20);
     assert!(size_of::<EndpointEntry>() == 4);
+    assert!(size_of::<NetworkKey>() == 24);
     assert!(size_of::<Policy>() == 4);
     assert!(size_of::<Metadata>() == 16);
 };

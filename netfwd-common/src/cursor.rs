@@ -1,7 +1,8 @@
 //! The one way to read a packet: bounds-checked loads at an offset.
 //!
 //! The classifier is written against [`Cursor`], so the same source runs over a slice in user space, tests and fuzzers,
-//! and over packet pointers under the BPF verifier.
+//! and over packet pointers under the BPF verifier. The trait is shaped by the poorer of the two: constant-size loads
+//! only, one loop, and no reference into the packet ever leaves it.
 
 use crate::checksum::Sum;
 
@@ -15,12 +16,25 @@ pub trait Cursor {
         self.len() == 0
     }
 
+    /// Bytes that the packet has, readable or not: an XDP buffer may continue in fragments.
+    fn total_len(&self) -> usize {
+        self.len()
+    }
+
     /// The `N` bytes at `offset`, if they are all there.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// The one's complement sum of `len` bytes at `offset`, if they are all there.
+    /// The one's complement sum of `len` bytes at `offset`, if they are all there and this cursor can sum so many.
     fn sum(&self, offset: usize, len: usize) -> Option<Sum>;
+
+    /// The same for fewer than [`SHORT`] bytes.
+    fn sum_short(&self, offset: usize, len: usize) -> Option<Sum> {
+        self.sum(offset, len)
+    }
 }
+
+/// Bound of [`Cursor::sum_short`].
+pub const SHORT: usize = 64;
 
 impl Cursor for [u8] {
     fn len(&self) -> usize {

@@ -98,7 +98,7 @@ reasons! {
         InnerIpChecksum => "inner_ip_checksum",
         /// Inner TCP or UDP checksum wrong.
         InnerL4Checksum => "inner_l4_checksum",
-        /// Inner TCP or UDP checksum is the bare pseudo-header sum: a local sender left it unfinished.
+        /// A TCP or UDP checksum is the bare pseudo-header sum: a local sender left it unfinished.
         PartialChecksum => "partial_checksum",
         /// Inner headers that no IP stack would accept.
         InnerHeader => "inner_header",
@@ -146,6 +146,8 @@ reasons! {
         Frags => "frags",
         /// This queue has no AF_XDP socket.
         NoSocket => "no_socket",
+        /// The driver has no room for the metadata record, without which user space could trust nothing.
+        NoMetadata => "no_metadata",
         /// Too short to be any of ours.
         TooShort => "too_short",
     }

@@ -3,4 +3,9 @@
 //! The pieces, in the order packets meet them: `io` (all system calls), `datapath` (sans-IO: decapsulation, coalescing,
 //! segmentation, encapsulation), `worker` (one queue's loop), `control` (the only async code), `config`.
 
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod datapath;
+pub mod io;
+pub mod run;

@@ -1,1 +1,51 @@
-fn main() {}
+//! netfwd: parse, wire up, run.
+//!
+//! Exit codes: 0 a good end, 1 the system, 2 the command line or the configuration.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use netfwd::cli::{Cli, Command, ConfigFile, log_level};
+use netfwd::config::Config;
+use netfwd::control::logging;
+
+/// The system cannot do what the configuration says.
+const SYSTEM: u8 = 1;
+/// The configuration is wrong; clap uses the same for the command line.
+const CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run { config, verbose } => {
+            logging::start(log_level(verbose));
+            with_config(config, |config| netfwd::run::run(config).map_err(|error| one_line(&error)))
+        }
+        Command::Check { config } => with_config(config, |_| Ok(())),
+    }
+}
+
+fn with_config(config: ConfigFile, command: impl FnOnce(Config) -> Result<(), String>) -> ExitCode {
+    let (code, message) = match Config::load(&config.file) {
+        Err(errors) => (CONFIGURATION, errors.to_string()),
+        Ok(config) => match command(config) {
+            Err(message) => (SYSTEM, message),
+            Ok(()) => return ExitCode::SUCCESS,
+        },
+    };
+    eprintln!("{message}");
+    ExitCode::from(code)
+}
+
+/// An error with its causes, leaving out those that it has already told.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -8,7 +8,14 @@
 //! egress    frame with vnet header → route → segment → encap → DatagramSink
 //! ```
 
+pub mod egress;
+pub mod fdb;
+pub mod lpm;
+pub mod offload;
+pub mod overlay;
 pub mod packet;
 pub mod seam;
+pub mod segment;
 pub mod stats;
 pub mod table;
+pub mod tunnel;

@@ -3,16 +3,18 @@
 //! Workers load it once per batch. Tunnels and their remotes are addressed by index; XDP's metadata carries the same
 //! indices. A change of configuration makes a new table and swaps it in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netfwd_common::abi::{
-    EndpointEntry, EndpointKey, FLAG_UDP6_ZERO_CSUM_RX, TunnelEntry, TunnelKey, TunnelKind, Verify, map_ipv4,
+    EndpointEntry, EndpointKey, FLAG_UDP6_ZERO_CSUM_RX, NetworkKey, TunnelEntry, TunnelKey, TunnelKind, Verify,
+    map_ipv4,
 };
 use netfwd_common::classify::Lookup;
 use netfwd_common::wire::ethernet::Mac;
 
+use super::lpm::Routes;
 use super::packet::{Link, RemoteIndex, TunnelIndex};
 
 /// One configured tunnel.
@@ -42,6 +44,8 @@ pub struct Tunnel {
     pub udp_checksum: bool,
     /// Accept a zero outer UDP checksum over IPv6 (RFC 6935).
     pub udp6_zero_checksum_rx: bool,
+    /// Send a zero outer UDP checksum over IPv6 (RFC 6935).
+    pub udp6_zero_checksum_tx: bool,
     /// DSCP of the outer header, 0 by default.
     pub dscp: u8,
 }
@@ -71,20 +75,24 @@ pub struct VerifyPolicy {
 #[derive(Debug, Default)]
 pub struct ForwardingTable {
     tunnels: Vec<Tunnel>,
+    routes: Vec<Routes>,
     by_key: HashMap<TunnelKey, TunnelEntry>,
     endpoints: HashMap<EndpointKey, EndpointEntry>,
+    networks: HashSet<NetworkKey>,
 }
 
 impl ForwardingTable {
     /// A table of `tunnels`, whose order gives their indices.
     pub fn new(tunnels: Vec<Tunnel>) -> Self {
-        let mut table = Self { tunnels, ..Self::default() };
+        let routes = tunnels.iter().map(|tunnel| Routes::new(&tunnel.routes)).collect();
+        let mut table = Self { tunnels, routes, ..Self::default() };
         for (index, tunnel) in table.tunnels.iter().enumerate() {
             let local = address_bytes(tunnel.local);
             table.endpoints.insert(
                 EndpointKey { local, port: tunnel.port, reserved: 0 },
                 EndpointEntry { kind: tunnel.kind as u8, reserved: [0; 3] },
             );
+            table.networks.insert(NetworkKey { local, vni: tunnel.vni, port: tunnel.port, reserved: 0 });
             for (remote_index, remote) in tunnel.remotes.iter().enumerate() {
                 let key = TunnelKey {
                     local,
@@ -116,9 +124,19 @@ impl ForwardingTable {
         self.tunnels.get(usize::from(index.0))
     }
 
+    /// The remote behind the longest prefix of an L3 tunnel that covers `address`.
+    pub fn route(&self, index: TunnelIndex, address: IpAddr) -> Option<RemoteIndex> {
+        self.routes.get(usize::from(index.0))?.lookup(address)
+    }
+
     /// All exact-match entries: what the BPF map is filled with.
     pub fn entries(&self) -> impl Iterator<Item = (&TunnelKey, &TunnelEntry)> {
         self.by_key.iter()
+    }
+
+    /// All VNIs, whoever their remotes are: what the BPF map is filled with.
+    pub fn networks(&self) -> impl Iterator<Item = &NetworkKey> {
+        self.networks.iter()
     }
 
     /// All endpoints: what the BPF map is filled with, and the sockets to open.
@@ -134,6 +152,10 @@ impl Lookup for ForwardingTable {
 
     fn endpoint(&self, key: &EndpointKey) -> Option<EndpointEntry> {
         self.endpoints.get(key).copied()
+    }
+
+    fn network(&self, key: &NetworkKey) -> bool {
+        self.networks.contains(key)
     }
 }
 

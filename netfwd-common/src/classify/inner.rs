@@ -1,0 +1,255 @@
+//! The inner packet: what of it can be verified, and where that lies.
+//!
+//! Only TCP and UDP directly behind a plain IP header are taken apart. Everything else that may legally travel (ARP,
+//! fragments, options, other protocols) is [`Inner::opaque`]: its bytes count for the outer checksum only.
+
+use zerocopy::transmute;
+
+use crate::checksum::Sum;
+use crate::cursor::{Cursor, SHORT};
+use crate::reason::DropReason;
+use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp};
+
+use super::Refusal;
+use super::outer::ethertype;
+use super::tunnel::Content;
+
+/// An inner packet, ready to be summed.
+#[derive(Clone, Copy)]
+pub(super) struct Inner {
+    /// The L4 segment, or all of an opaque packet.
+    pub offset: usize,
+    pub len: usize,
+    /// Bytes behind the segment: padding of short Ethernet frames.
+    pub trailer: usize,
+    /// Sum of the inner headers in front of `offset`.
+    pub headers: Sum,
+    pub l4: L4,
+    /// The inner IPv4 header's checksum is right, or there is none.
+    pub header_intact: bool,
+    /// Pseudo-header of the segment.
+    pub pseudo: Sum,
+    /// The segment's checksum field in memory order.
+    pub checksum: u16,
+    pub flow_hash: u16,
+}
+
+/// What is known of the checksum of the segment before it is summed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum L4 {
+    /// TCP or UDP with a checksum.
+    Checked,
+    /// UDP without one, over IPv4.
+    Absent,
+    /// UDP without one, over IPv6: not allowed (RFC 8200 §8.1).
+    Missing,
+    /// Not taken apart.
+    Opaque,
+}
+
+impl Inner {
+    /// A packet that is delivered unverified.
+    #[inline(always)]
+    fn opaque(offset: usize, len: usize) -> Self {
+        Self {
+            offset,
+            len,
+            trailer: 0,
+            headers: Sum::ZERO,
+            l4: L4::Opaque,
+            header_intact: true,
+            pseudo: Sum::ZERO,
+            checksum: 0,
+            flow_hash: 0,
+        }
+    }
+}
+
+const BAD: Refusal = Refusal::Drop(DropReason::InnerHeader);
+
+/// Parses the `len` bytes at `start`, which the caller has found within the frame.
+#[inline(always)]
+pub(super) fn parse(
+    frame: &(impl Cursor + ?Sized),
+    content: Content,
+    start: usize,
+    len: usize,
+) -> Result<Inner, Refusal> {
+    let end = start + len;
+    let (content, offset) = match content {
+        Content::Ethernet if len < ethernet::HEADER_LEN => return Err(BAD),
+        Content::Ethernet => match ethertype(frame, start) {
+            Some((ethernet::ETHERTYPE_IPV4, offset)) => (Content::Ipv4, offset),
+            Some((ethernet::ETHERTYPE_IPV6, offset)) => (Content::Ipv6, offset),
+            _ => return Ok(Inner::opaque(start, len)),
+        },
+        content => (content, start),
+    };
+    // A tag may have led beyond the packet into outer padding.
+    let Some(available) = end.checked_sub(offset) else { return Err(BAD) };
+    let network = match content {
+        Content::Ipv6 => parse_ipv6(frame, offset, available)?,
+        _ => parse_ipv4(frame, offset, available)?,
+    };
+    let trailer = available - network.header_len - network.payload_len;
+    if !network.plain || trailer >= SHORT {
+        return Ok(Inner::opaque(start, len));
+    }
+    let l4_offset = offset + network.header_len;
+    let Some(transport) = parse_l4(frame, &network, l4_offset)? else { return Ok(Inner::opaque(start, len)) };
+    Ok(Inner {
+        offset: l4_offset,
+        len: network.payload_len,
+        trailer,
+        headers: network.sum + sum_link(frame, start, offset),
+        l4: transport.l4,
+        header_intact: network.intact,
+        pseudo: network.pseudo,
+        checksum: transport.checksum,
+        flow_hash: fold_hash(mix(network.hash, transport.ports)),
+    })
+}
+
+/// An inner IP header.
+struct Network {
+    header_len: usize,
+    payload_len: usize,
+    protocol: u8,
+    /// Neither fragment nor options nor extension headers.
+    plain: bool,
+    is_ipv6: bool,
+    sum: Sum,
+    pseudo: Sum,
+    intact: bool,
+    hash: u32,
+}
+
+#[inline(always)]
+fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -> Result<Network, Refusal> {
+    if available < ipv4::HEADER_LEN {
+        return Err(BAD);
+    }
+    let bytes: [u8; ipv4::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
+    let ip: ipv4::Header = transmute!(bytes);
+    let header_len = ip.header_len();
+    let total = usize::from(ip.total_length.get());
+    if ip.version() != 4 || header_len < ipv4::HEADER_LEN || total < header_len || total > available {
+        return Err(BAD);
+    }
+    let payload_len = total - header_len;
+    let sum = Sum::ZERO.add(&bytes);
+    let source = u32::from_ne_bytes(ip.source);
+    let destination = u32::from_ne_bytes(ip.destination);
+    Ok(Network {
+        header_len,
+        payload_len,
+        protocol: ip.protocol,
+        plain: header_len == ipv4::HEADER_LEN && !ip.is_fragment(),
+        is_ipv6: false,
+        sum,
+        pseudo: Sum::pseudo_ipv4(&ip.source, &ip.destination, ip.protocol, payload_len as u16),
+        intact: sum.is_valid(),
+        hash: mix(mix(u32::from(ip.protocol), source), destination),
+    })
+}
+
+#[inline(always)]
+fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -> Result<Network, Refusal> {
+    if available < ipv6::HEADER_LEN {
+        return Err(BAD);
+    }
+    let bytes: [u8; ipv6::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
+    let ip: ipv6::Header = transmute!(bytes);
+    let payload_len = usize::from(ip.payload_length.get());
+    if ip.version() != 6 || payload_len > available - ipv6::HEADER_LEN {
+        return Err(BAD);
+    }
+    let addresses: [u32; 8] = transmute!([ip.source, ip.destination]);
+    Ok(Network {
+        header_len: ipv6::HEADER_LEN,
+        payload_len,
+        protocol: ip.next_header,
+        // An extension header is neither TCP nor UDP, which ends it in `parse_l4`.
+        plain: true,
+        is_ipv6: true,
+        sum: Sum::ZERO.add(&bytes),
+        pseudo: Sum::pseudo_ipv6(&ip.source, &ip.destination, ip.next_header, payload_len as u32),
+        intact: true,
+        hash: addresses.into_iter().fold(u32::from(ip.next_header), mix),
+    })
+}
+
+/// A TCP or UDP header.
+struct Transport {
+    l4: L4,
+    checksum: u16,
+    /// Both ports, in memory order.
+    ports: u32,
+}
+
+#[inline(always)]
+fn parse_l4(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -> Result<Option<Transport>, Refusal> {
+    match network.protocol {
+        IPPROTO_TCP => parse_tcp(frame, network, offset).map(Some),
+        IPPROTO_UDP => parse_udp(frame, network, offset),
+        _ => Ok(None),
+    }
+}
+
+#[inline(always)]
+fn parse_tcp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -> Result<Transport, Refusal> {
+    if network.payload_len < tcp::HEADER_LEN {
+        return Err(BAD);
+    }
+    let bytes: [u8; tcp::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
+    let header: tcp::Header = transmute!(bytes);
+    if header.header_len() < tcp::HEADER_LEN || header.header_len() > network.payload_len {
+        return Err(BAD);
+    }
+    let ports = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    Ok(Transport { l4: L4::Checked, checksum: transmute!(header.checksum), ports })
+}
+
+#[inline(always)]
+fn parse_udp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -> Result<Option<Transport>, Refusal> {
+    if network.payload_len < udp::HEADER_LEN {
+        return Err(BAD);
+    }
+    let bytes: [u8; udp::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
+    let header: udp::Header = transmute!(bytes);
+    let length = usize::from(header.length.get());
+    if length < udp::HEADER_LEN || length > network.payload_len {
+        return Err(BAD);
+    }
+    // A surplus area (RFC 9868) is unusual, not wrong.
+    if length != network.payload_len {
+        return Ok(None);
+    }
+    let checksum: u16 = transmute!(header.checksum);
+    let l4 = match (checksum, network.is_ipv6) {
+        (0, false) => L4::Absent,
+        (0, true) => L4::Missing,
+        _ => L4::Checked,
+    };
+    let ports = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    Ok(Some(Transport { l4, checksum, ports }))
+}
+
+/// The sum of the inner Ethernet header and its tags, `start..ip_offset`.
+#[inline(always)]
+fn sum_link(frame: &(impl Cursor + ?Sized), start: usize, ip_offset: usize) -> Sum {
+    frame.sum_short(start, ip_offset - start).unwrap_or(Sum::ZERO)
+}
+
+/// One step of a multiplicative hash: cheap in BPF, and enough to spread flows over sockets and source ports.
+#[inline(always)]
+fn mix(hash: u32, word: u32) -> u32 {
+    (hash ^ word).wrapping_mul(0x9e37_79b1).rotate_left(13)
+}
+
+/// Folds to sixteen bits; 0 is kept for "no flow".
+#[inline(always)]
+fn fold_hash(hash: u32) -> u16 {
+    let folded = (hash >> 16) as u16 ^ hash as u16;
+    if folded == 0 { 1 } else { folded }
+}

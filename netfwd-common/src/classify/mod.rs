@@ -1,0 +1,190 @@
+//! Outer (and inner) headers → [`Verdict`]: the one parser of the XDP program, user space, tests and fuzzers.
+//!
+//! Two errors are possible and both hurt: to take a packet that was the kernel's, and to drop or launder one of ours.
+//! So everything that is not positively ours passes; of ours only what is provably bad is dropped; what is merely unusual
+//! is delivered with [`ChecksumVerdict::Unverified`].
+//!
+//! Invariants: no panic on any bytes; each payload byte is summed at most once, for the outer and the inner checksum
+//! together; offsets in a [`Delivery`] lie within the frame.
+//!
+//! Deliberately absent: reassembly, option parsing, nested tunnels (an inner packet is only an inner packet here), ECN
+//! (RFC 6040 needs to rewrite, so it belongs to decapsulation), and per-remote inner prefixes (user space has the trie).
+
+mod inner;
+mod outer;
+mod tunnel;
+mod verify;
+
+use crate::abi::{
+    ChecksumVerdict, EndpointEntry, EndpointKey, NetworkKey, Policy, TunnelEntry, TunnelKey, TunnelKind, Verify,
+};
+use crate::cursor::Cursor;
+use crate::reason::{DropReason, PassReason};
+use crate::wire::{udp, vxlan};
+
+use outer::Outer;
+
+/// The forwarding state that classification asks: BPF maps there, hash maps here.
+pub trait Lookup {
+    /// The tunnel and remote that a datagram belongs to.
+    fn tunnel(&self, key: &TunnelKey) -> Option<TunnelEntry>;
+
+    /// Whether we listen on an address and port at all. Asked only after [`Self::tunnel`] found nothing.
+    fn endpoint(&self, key: &EndpointKey) -> Option<EndpointEntry>;
+
+    /// Whether a tunnel has this VNI, whoever its remotes are. Asked only to name the reason of a drop.
+    fn network(&self, key: &NetworkKey) -> bool;
+}
+
+/// What is to become of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not positively ours: the kernel's.
+    Pass(PassReason),
+    /// Ours and provably bad.
+    Drop(DropReason),
+    /// Ours.
+    Deliver(Delivery),
+}
+
+/// A frame of ours, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The exact match.
+    pub entry: TunnelEntry,
+    /// Where the inner packet starts, from the start of the frame.
+    pub inner_offset: u16,
+    /// Length of the inner packet, Ethernet header included for L2, outer padding excluded.
+    pub inner_len: u16,
+    /// Outer ECN field.
+    pub ecn: u8,
+    /// What is known of the inner checksums.
+    pub checksums: ChecksumVerdict,
+    /// With `verify = "count"`: the reason that would have dropped it.
+    pub tolerated: Option<DropReason>,
+    /// Folded hash of the inner flow, 0 when there is none.
+    pub flow_hash: u16,
+}
+
+/// Why a frame is not delivered.
+#[derive(Clone, Copy)]
+enum Refusal {
+    Pass(PassReason),
+    Drop(DropReason),
+}
+
+/// Classifies an Ethernet frame as it came from the wire.
+#[inline(always)]
+pub fn classify(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, policy: &Policy) -> Verdict {
+    match delivery(frame, lookup, policy) {
+        Ok(delivery) => Verdict::Deliver(delivery),
+        Err(Refusal::Pass(reason)) => Verdict::Pass(reason),
+        Err(Refusal::Drop(reason)) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn delivery(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, policy: &Policy) -> Result<Delivery, Refusal> {
+    let outer = outer::parse(frame)?;
+    let header = tunnel_header(frame, lookup, &outer)?;
+    let entry = exact_match(lookup, &outer, &header)?;
+    let kind = TunnelKind::from_u8(entry.kind).ok_or(Refusal::Drop(DropReason::UnknownVni))?;
+    let content = tunnel::check(kind, &header)?;
+    let inner_len = inner_len(frame, &outer)?;
+    outer::check_zero_checksum(&outer, entry.flags)?;
+    let inner_offset = outer.udp_offset + udp::HEADER_LEN + vxlan::HEADER_LEN;
+    let inner = inner::parse(frame, content, inner_offset, inner_len)?;
+    let finding = if policy.verify == Verify::Off as u8 {
+        verify::Finding::UNVERIFIED
+    } else {
+        verify::verify(frame, &outer, &header, &inner, policy)
+    };
+    if let Some(reason) = finding.fault
+        && policy.verify == Verify::Drop as u8
+    {
+        return Err(Refusal::Drop(reason));
+    }
+    Ok(Delivery {
+        entry,
+        inner_offset: inner_offset as u16,
+        inner_len: inner_len as u16,
+        ecn: outer.ecn,
+        checksums: finding.checksums,
+        tolerated: finding.fault,
+        flow_hash: inner.flow_hash,
+    })
+}
+
+/// Loads the tunnel header. A datagram too short for one is ours only if its address and port are.
+#[inline(always)]
+fn tunnel_header(
+    frame: &(impl Cursor + ?Sized),
+    lookup: &impl Lookup,
+    outer: &Outer,
+) -> Result<tunnel::Header, Refusal> {
+    let header = frame.load(outer.udp_offset + udp::HEADER_LEN);
+    match header {
+        Some(header) if outer.udp_length >= udp::HEADER_LEN + vxlan::HEADER_LEN => Ok(tunnel::Header(header)),
+        _ => Err(no_tunnel_header(frame, lookup, outer)),
+    }
+}
+
+#[cold]
+#[inline(always)]
+fn no_tunnel_header(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, outer: &Outer) -> Refusal {
+    if lookup.endpoint(&outer.endpoint()).is_none() {
+        return Refusal::Pass(PassReason::NotOurs);
+    }
+    if outer.udp_length < udp::HEADER_LEN + vxlan::HEADER_LEN {
+        return Refusal::Drop(DropReason::BadLength);
+    }
+    beyond_linear(frame, outer)
+}
+
+/// The exact match of the datagram. On a miss the header rules still come first: a VNI means something only behind a
+/// valid header.
+#[inline(always)]
+fn exact_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Result<TunnelEntry, Refusal> {
+    let key = TunnelKey { local: outer.local, remote: outer.remote, vni: header.vni(), port: outer.port, reserved: 0 };
+    lookup.tunnel(&key).ok_or_else(|| no_match(lookup, outer, header))
+}
+
+#[cold]
+#[inline(always)]
+fn no_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Refusal {
+    let Some(endpoint) = lookup.endpoint(&outer.endpoint()) else {
+        return Refusal::Pass(PassReason::NotOurs);
+    };
+    if let Some(kind) = TunnelKind::from_u8(endpoint.kind)
+        && let Err(refusal) = tunnel::check(kind, header)
+    {
+        return refusal;
+    }
+    let network = NetworkKey { local: outer.local, vni: header.vni(), port: outer.port, reserved: 0 };
+    Refusal::Drop(if lookup.network(&network) { DropReason::RemoteNotAllowed } else { DropReason::UnknownVni })
+}
+
+/// Length of the inner packet, once all length fields agree with each other and with the frame.
+///
+/// A UDP length below the IP payload is legal (RFC 9868's surplus area) and the surplus is not ours to look at.
+#[inline(always)]
+fn inner_len(frame: &(impl Cursor + ?Sized), outer: &Outer) -> Result<usize, Refusal> {
+    if outer.udp_offset + outer.udp_length > outer.ip_end {
+        return Err(Refusal::Drop(DropReason::BadLength));
+    }
+    if outer.ip_end > frame.len() {
+        return Err(beyond_linear(frame, outer));
+    }
+    outer.udp_length.checked_sub(udp::HEADER_LEN + vxlan::HEADER_LEN).ok_or(Refusal::Drop(DropReason::BadLength))
+}
+
+/// A packet of ours that claims more than can be read: in fragments of the XDP buffer it is whole, otherwise cut short.
+#[cold]
+#[inline(always)]
+fn beyond_linear(frame: &(impl Cursor + ?Sized), outer: &Outer) -> Refusal {
+    if outer.ip_end <= frame.total_len() {
+        Refusal::Pass(PassReason::Frags)
+    } else {
+        Refusal::Drop(DropReason::Truncated)
+    }
+}

@@ -1,0 +1,78 @@
+//! The tunnel headers' strict rules.
+
+use crate::abi::TunnelKind;
+use crate::checksum::Sum;
+use crate::reason::DropReason;
+use crate::wire::vxlan;
+
+use super::Refusal;
+
+/// A VXLAN or VXLAN-GPE header as it came.
+pub(super) struct Header(pub [u8; vxlan::HEADER_LEN]);
+
+impl Header {
+    #[inline(always)]
+    pub fn vni(&self) -> u32 {
+        self.word(4) >> 8
+    }
+
+    #[inline(always)]
+    pub fn sum(&self) -> Sum {
+        Sum::ZERO.add(&self.0)
+    }
+
+    #[inline(always)]
+    fn word(&self, at: usize) -> u32 {
+        u32::from_be_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+    }
+}
+
+/// What a tunnel header says about the bytes behind it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    Ethernet,
+    Ipv4,
+    Ipv6,
+}
+
+/// Applies the rules of the endpoint's kind.
+#[inline(always)]
+pub(super) fn check(kind: TunnelKind, header: &Header) -> Result<Content, Refusal> {
+    // The byte behind the VNI is reserved in both.
+    if header.0[7] != 0 {
+        return Err(Refusal::Drop(DropReason::TunnelHeader));
+    }
+    match kind {
+        TunnelKind::Vxlan => check_vxlan(header),
+        TunnelKind::VxlanGpe => check_gpe(header),
+    }
+}
+
+/// RFC 7348 §5: flag I set, the other flags and the reserved fields zero. The RFC says that receivers ignore the reserved bits;
+/// the kernel drops what it has no extension for (`vxlan_rcv`), and so do we: an unknown extension changes the format.
+#[inline(always)]
+fn check_vxlan(header: &Header) -> Result<Content, Refusal> {
+    if header.word(0) != u32::from(vxlan::FLAG_VNI) << 24 {
+        return Err(Refusal::Drop(DropReason::TunnelHeader));
+    }
+    Ok(Content::Ethernet)
+}
+
+/// draft-ietf-nvo3-vxlan-gpe-13 §3: version 0, I and P set; O marks packets that must not be forwarded; B is tolerated.
+#[inline(always)]
+fn check_gpe(header: &Header) -> Result<Content, Refusal> {
+    const REQUIRED: u8 = vxlan::FLAG_VNI | vxlan::GPE_FLAG_NEXT_PROTOCOL;
+    const OPTIONAL: u8 = vxlan::GPE_FLAG_BUM | vxlan::GPE_FLAG_OAM;
+    let [flags, reserved, reserved2, next, ..] = header.0;
+    if flags & !OPTIONAL != REQUIRED || reserved | reserved2 != 0 {
+        return Err(Refusal::Drop(DropReason::TunnelHeader));
+    }
+    if flags & vxlan::GPE_FLAG_OAM != 0 {
+        return Err(Refusal::Drop(DropReason::Oam));
+    }
+    match next {
+        vxlan::GPE_NEXT_IPV4 => Ok(Content::Ipv4),
+        vxlan::GPE_NEXT_IPV6 => Ok(Content::Ipv6),
+        _ => Err(Refusal::Drop(DropReason::UnknownProtocol)),
+    }
+}

@@ -1,0 +1,94 @@
+//! netfwd's XDP program: classify, verify, steer.
+//!
+//! The parser is `netfwd_common::classify`, the same that user space runs; here are only its BPF surroundings: packet
+//! pointers ([`cursor`]), maps ([`maps`]), and the one place where a verdict becomes an action.
+//!
+//! Invariants: a packet is redirected only with a metadata record in front of it; every packet is counted once by action,
+//! and once by reason unless it was redirected. Deliberately absent: any rewriting of packets.
+#![no_std]
+#![no_main]
+
+mod cursor;
+mod maps;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use netfwd_common::abi::{Action, METADATA_MAGIC, METADATA_VERSION, Metadata};
+use netfwd_common::classify::{Delivery, Verdict, classify};
+use netfwd_common::reason::PassReason;
+
+use cursor::Packet;
+use maps::{ACTIONS, DROPS, Maps, PASSES, TOLERATED, XSKS};
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The entry point.
+#[xdp(frags)]
+pub fn netfwd(ctx: XdpContext) -> u32 {
+    let policy = maps::policy();
+    let packet = Packet::new(&ctx, policy.reserved);
+    match classify(&packet, &Maps, &policy) {
+        Verdict::Pass(reason) => pass(reason),
+        Verdict::Drop(reason) => {
+            maps::count(&DROPS, reason.index());
+            finish(Action::Drop, XDP_DROP)
+        }
+        Verdict::Deliver(delivery) => deliver(&ctx, &delivery),
+    }
+}
+
+#[inline(always)]
+fn pass(reason: PassReason) -> u32 {
+    maps::count(&PASSES, reason.index());
+    finish(Action::Pass, XDP_PASS)
+}
+
+#[inline(always)]
+fn deliver(ctx: &XdpContext, delivery: &Delivery) -> u32 {
+    if let Some(reason) = delivery.tolerated {
+        maps::count(&TOLERATED, reason.index());
+    }
+    let queue = ctx.rx_queue_index();
+    if XSKS.get(queue).is_none() {
+        return pass(PassReason::NoSocket);
+    }
+    // Without a record the bytes in front of the packet are whatever was there before, perhaps an older record: user space
+    // could not tell. The kernel's UDP socket is slower and safe.
+    if !cursor::write_metadata(ctx, &metadata(delivery)) {
+        return pass(PassReason::NoMetadata);
+    }
+    match XSKS.redirect(queue, u64::from(XDP_PASS)) {
+        Ok(action) => finish(Action::Redirect, action),
+        Err(action) => finish(Action::Pass, action),
+    }
+}
+
+#[inline(always)]
+fn metadata(delivery: &Delivery) -> Metadata {
+    Metadata {
+        magic: METADATA_MAGIC,
+        version: METADATA_VERSION,
+        checksums: delivery.checksums as u8,
+        tunnel: delivery.entry.tunnel,
+        remote: delivery.entry.remote,
+        inner_offset: delivery.inner_offset,
+        inner_len: delivery.inner_len,
+        ecn: delivery.ecn,
+        reserved: 0,
+        flow_hash: delivery.flow_hash,
+    }
+}
+
+#[inline(always)]
+fn finish(action: Action, code: u32) -> u32 {
+    maps::count(&ACTIONS, action as usize);
+    code
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

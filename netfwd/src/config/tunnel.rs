@@ -1,0 +1,213 @@
+//! `[[tunnel]]`: keys of every kind, then those of L2 and of L3.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netfwd_common::abi::TunnelKind;
+use netfwd_common::wire::ethernet::Mac;
+use netfwd_common::wire::vxlan::{GPE_PORT, MAX_VNI, PORT};
+use toml::Spanned;
+
+use super::document::Section;
+use super::value::{
+    boolean, integer, integer16, interface_address, interface_name, list, mac, one_of, port, prefix, unicast,
+};
+use super::{Tunnel, TunnelLines};
+use crate::datapath::packet::RemoteIndex;
+
+/// Smallest MTU that IPv4 allows (RFC 791).
+const MIN_MTU: u16 = 576;
+/// Smallest MTU that IPv6 allows (RFC 8200 §5).
+const MIN_MTU_IPV6: u16 = 1280;
+
+const KINDS: [(&str, TunnelKind); 2] =
+    [(TunnelKind::Vxlan.as_str(), TunnelKind::Vxlan), (TunnelKind::VxlanGpe.as_str(), TunnelKind::VxlanGpe)];
+
+/// One tunnel; `None` after a fault in something that the rest needs.
+pub(super) fn tunnel(section: &mut Section<'_, '_>) -> Option<Tunnel> {
+    let name = section.required("name", "the device's name, such as \"vx7\"", interface_name);
+    let kind = section.required("kind", "\"vxlan\" or \"vxlan-gpe\"", |value| one_of(value, &KINDS));
+    let vni = section.required("vni", "the network identifier", |value| integer(value, 0..=MAX_VNI, " (24 bits)"));
+    let local = section.required("local", "this machine's underlay address", unicast);
+    let remotes = section.required("remotes", "the other ends' underlay addresses, such as [\"10.9.0.1\"]", |value| {
+        list(value, "\"10.9.0.1\"", unicast)
+    });
+    let addresses = section.optional("addresses", |value| list(value, "\"10.10.0.2/24\"", interface_address));
+    let addresses: Vec<IpNet> = addresses.unwrap_or_default().into_iter().map(Spanned::into_inner).collect();
+    let port = section.optional("port", port);
+    let dscp = section.optional("dscp", |value| integer16(value, 0..=63, " (6 bits)")).unwrap_or(0) as u8;
+    let remotes = remotes.map(|remotes| checked_remotes(section, local, remotes));
+    let l2 = l2(section, kind, remotes.as_deref());
+    let routes = routes(section, kind, remotes.as_deref());
+    let checksums = checksums(section, local);
+    let mtu = mtu(section, &addresses);
+    let kind = kind?;
+    Some(Tunnel {
+        name: name?,
+        kind,
+        vni: vni?,
+        local: local?,
+        port: port.unwrap_or(default_port(kind)),
+        remotes: remotes?,
+        learning: l2.learning,
+        fdb: l2.fdb,
+        routes,
+        addresses,
+        mtu,
+        mac: l2.mac,
+        udp_checksum: checksums.udp,
+        udp6_zero_checksum_rx: checksums.udp6_zero_rx,
+        udp6_zero_checksum_tx: checksums.udp6_zero_tx,
+        dscp,
+        lines: TunnelLines {
+            name: section.line_of("name"),
+            local: section.line_of("local"),
+            port: section.line_of("port"),
+            mtu: section.line_of("mtu"),
+        },
+    })
+}
+
+fn default_port(kind: TunnelKind) -> u16 {
+    match kind {
+        TunnelKind::Vxlan => PORT,
+        TunnelKind::VxlanGpe => GPE_PORT,
+    }
+}
+
+fn family(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// The remotes, after refusing an empty list, duplicates, the other family and ourselves.
+fn checked_remotes(section: &Section<'_, '_>, local: Option<IpAddr>, remotes: Vec<Spanned<IpAddr>>) -> Vec<IpAddr> {
+    if remotes.is_empty() {
+        section.fault("remotes", "is empty, so nobody may send: name at least one remote");
+    }
+    let mut checked = Vec::new();
+    for remote in remotes {
+        let (span, address) = (remote.span(), remote.into_inner());
+        let wrong = match local {
+            _ if checked.contains(&address) => Some(format!("{address} is listed twice")),
+            Some(local) if local == address => Some(format!("{address} is the local address: name the other end's")),
+            Some(local) if local.is_ipv4() != address.is_ipv4() => {
+                Some(format!("{address} is {} but local = \"{local}\" is {}", family(address), family(local)))
+            }
+            _ => None,
+        };
+        if let Some(message) = wrong {
+            section.fault_at(span, "remotes", message);
+        }
+        checked.push(address);
+    }
+    checked
+}
+
+fn remote_index(section: &mut Section<'_, '_>, remotes: Option<&[IpAddr]>) -> Option<RemoteIndex> {
+    let address = section.required("remote", "one of the tunnel's remotes", unicast)?;
+    let remotes = remotes?;
+    let Some(index) = remotes.iter().position(|remote| *remote == address) else {
+        let known = remotes.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+        section.fault("remote", format!("{address} is not one of the tunnel's remotes: {known}"));
+        return None;
+    };
+    // More than 65,536 remotes are refused as a whole.
+    Some(RemoteIndex(index as u16))
+}
+
+struct L2 {
+    learning: bool,
+    fdb: Vec<(Mac, RemoteIndex)>,
+    mac: Option<Mac>,
+}
+
+fn l2(section: &mut Section<'_, '_>, kind: Option<TunnelKind>, remotes: Option<&[IpAddr]>) -> L2 {
+    if let Some(kind) = kind.filter(|kind| !kind.is_l2()) {
+        for key in ["learning", "fdb", "mac"].into_iter().filter(|key| section.has(key)) {
+            section.fault(key, format!("only for \"vxlan\": {} carries IP and knows no MAC addresses", kind.as_str()));
+        }
+    }
+    let learning = section.optional("learning", boolean).unwrap_or(true);
+    let device_mac = section.optional("mac", mac);
+    let mut seen = HashMap::new();
+    let mut fdb = Vec::new();
+    for mut entry in section.tables("fdb") {
+        let address = entry.required("mac", "the station's MAC address", mac);
+        if let Some(first) = address.and_then(|address| seen.insert(address, entry.line_of("mac"))) {
+            entry.fault("mac", format!("already has an entry in line {first}"));
+        }
+        let remote = remote_index(&mut entry, remotes);
+        fdb.extend(address.zip(remote));
+        entry.finish();
+    }
+    L2 { learning: learning && kind.is_some_and(TunnelKind::is_l2), fdb, mac: device_mac }
+}
+
+fn routes(
+    section: &mut Section<'_, '_>,
+    kind: Option<TunnelKind>,
+    remotes: Option<&[IpAddr]>,
+) -> Vec<(IpNet, RemoteIndex)> {
+    match kind {
+        Some(kind) if kind.is_l2() && section.has("route") => {
+            section.fault(
+                "route",
+                "only for \"vxlan-gpe\": vxlan carries Ethernet, where the kernel routes over the device",
+            );
+        }
+        Some(kind) if !kind.is_l2() && !section.has("route") => {
+            section.fault(
+                "route",
+                "missing: at least one [[tunnel.route]] with prefix and remote; nothing passes without",
+            );
+        }
+        _ => {}
+    }
+    let mut seen = HashMap::new();
+    let mut routes = Vec::new();
+    for mut entry in section.tables("route") {
+        let network = entry.required("prefix", "what lies behind the remote, such as \"10.20.0.0/16\"", prefix);
+        if let Some(first) = network.and_then(|network| seen.insert(network, entry.line_of("prefix"))) {
+            entry.fault("prefix", format!("already has a route in line {first}"));
+        }
+        let remote = remote_index(&mut entry, remotes);
+        routes.extend(network.zip(remote));
+        entry.finish();
+    }
+    routes
+}
+
+struct OuterChecksums {
+    udp: bool,
+    udp6_zero_rx: bool,
+    udp6_zero_tx: bool,
+}
+
+fn checksums(section: &mut Section<'_, '_>, local: Option<IpAddr>) -> OuterChecksums {
+    let udp = section.optional("udp_checksum", boolean);
+    let udp6_zero_rx = section.optional("udp6_zero_checksum_rx", boolean).unwrap_or(false);
+    let udp6_zero_tx = section.optional("udp6_zero_checksum_tx", boolean).unwrap_or(false);
+    if local.is_some_and(|local| local.is_ipv6()) && udp == Some(false) {
+        section.fault(
+            "udp_checksum",
+            "over IPv6 the checksum is mandatory; udp6_zero_checksum_tx = true is the exception (RFC 6935)",
+        );
+    }
+    if local.is_some_and(|local| local.is_ipv4()) {
+        for (key, set) in [("udp6_zero_checksum_rx", udp6_zero_rx), ("udp6_zero_checksum_tx", udp6_zero_tx)] {
+            if set {
+                section.fault(key, "only over IPv6, and local is IPv4 (where a zero checksum is always accepted)");
+            }
+        }
+    }
+    OuterChecksums { udp: udp.unwrap_or(false), udp6_zero_rx, udp6_zero_tx }
+}
+
+fn mtu(section: &mut Section<'_, '_>, addresses: &[IpNet]) -> Option<u16> {
+    let mtu = section.optional("mtu", |value| integer16(value, MIN_MTU..=u16::MAX, ""))?;
+    if let Some(address) = addresses.iter().find(|address| address.addr().is_ipv6()).filter(|_| mtu < MIN_MTU_IPV6) {
+        section.fault("mtu", format!("{mtu} is less than the {MIN_MTU_IPV6} that IPv6 needs, and {address} is IPv6"));
+    }
+    Some(mtu)
+}

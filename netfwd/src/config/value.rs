@@ -1,0 +1,199 @@
+//! From TOML values to addresses, numbers and choices; each refusal says what would be right.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+use netfwd_common::wire::ethernet::{Mac, is_multicast};
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::document::{Fault, Parsed};
+
+type Value<'a> = Spanned<DeValue<'a>>;
+
+fn fault<T>(value: &Value<'_>, message: impl Into<String>) -> Parsed<T> {
+    Err(Fault { at: value.span(), message: message.into() })
+}
+
+fn wrong_type<T>(value: &Value<'_>, expected: &str) -> Parsed<T> {
+    fault(value, format!("expected {expected}, found {}", describe(value.get_ref())))
+}
+
+fn describe(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("the string \"{text}\""),
+        DeValue::Integer(number) => format!("the number {}", number.as_str()),
+        DeValue::Boolean(choice) => choice.to_string(),
+        other => format!("a value of type {}", other.type_str()),
+    }
+}
+
+/// `true` or `false`.
+pub fn boolean(value: &Value<'_>) -> Parsed<bool> {
+    value.get_ref().as_bool().map_or_else(|| wrong_type(value, "true or false"), Ok)
+}
+
+/// Any string; `example` shows one.
+pub fn string<'a>(value: &'a Value<'a>, example: &str) -> Parsed<&'a str> {
+    value.get_ref().as_str().map_or_else(|| wrong_type(value, &format!("a string such as \"{example}\"")), Ok)
+}
+
+/// A whole number in `range`; `why` explains the upper bound.
+pub fn integer(value: &Value<'_>, range: RangeInclusive<u32>, why: &str) -> Parsed<u32> {
+    let (low, high) = (*range.start(), *range.end());
+    let Some(number) = value.get_ref().as_integer() else {
+        return wrong_type(value, &format!("a number from {low} to {high}"));
+    };
+    match i128::from_str_radix(number.as_str(), number.radix()) {
+        Ok(n) if n < i128::from(low) => fault(value, format!("{n} is less than {low}")),
+        Ok(n) if n <= i128::from(high) => Ok(n as u32),
+        _ => fault(value, format!("{} is more than {high}{why}", number.as_str())),
+    }
+}
+
+/// A whole number of 16 bits.
+pub fn integer16(value: &Value<'_>, range: RangeInclusive<u16>, why: &str) -> Parsed<u16> {
+    integer(value, u32::from(*range.start())..=u32::from(*range.end()), why).map(|number| number as u16)
+}
+
+/// A UDP port.
+pub fn port(value: &Value<'_>) -> Parsed<u16> {
+    integer16(value, 1..=u16::MAX, " (16 bits)")
+}
+
+/// An address that a host can send from and be reached at.
+pub fn unicast(value: &Value<'_>) -> Parsed<IpAddr> {
+    let text = string(value, "10.9.0.2")?;
+    let Ok(address) = text.parse::<IpAddr>() else {
+        return fault(
+            value,
+            format!("\"{text}\" is not an IP address; expected one such as \"10.9.0.2\" or \"fd00::2\""),
+        );
+    };
+    let refused = match address {
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address".to_owned()),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("link-local; a global or unique local address".to_owned()),
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map(|v4| format!("an IPv4 address in disguise; \"{v4}\"")),
+        IpAddr::V4(_) => None,
+    };
+    match refused {
+        _ if address.is_unspecified() => fault(value, format!("{address} is no host's address: name the one to use")),
+        _ if address.is_multicast() => {
+            fault(value, format!("{address} is a multicast address: only unicast works here"))
+        }
+        Some(what) => fault(value, format!("{address} is {what} would be right")),
+        None => Ok(address),
+    }
+}
+
+/// An interface address with its prefix length.
+pub fn interface_address(value: &Value<'_>) -> Parsed<IpNet> {
+    let text = string(value, "10.10.0.2/24")?;
+    match text.parse::<IpNet>() {
+        Ok(network) if network.addr().is_multicast() || network.addr().is_unspecified() => {
+            fault(value, format!("{text} cannot be an interface's address"))
+        }
+        Ok(network) => Ok(network),
+        Err(_) if text.parse::<IpAddr>().is_ok() => {
+            fault(value, format!("\"{text}\" has no prefix length; expected one such as \"{text}/24\""))
+        }
+        Err(_) => fault(
+            value,
+            format!("\"{text}\" is not an address with prefix length; expected one such as \"10.10.0.2/24\""),
+        ),
+    }
+}
+
+/// A prefix without host bits.
+pub fn prefix(value: &Value<'_>) -> Parsed<IpNet> {
+    let text = string(value, "10.20.0.0/16")?;
+    let Ok(network) = text.parse::<IpNet>() else {
+        return fault(
+            value,
+            format!("\"{text}\" is not a prefix; expected one such as \"10.20.0.0/16\" or \"fd00:20::/32\""),
+        );
+    };
+    if network != network.trunc() {
+        return fault(value, format!("{network} has host bits set: {} would be right", network.trunc()));
+    }
+    Ok(network)
+}
+
+/// A unicast MAC address.
+pub fn mac(value: &Value<'_>) -> Parsed<Mac> {
+    let text = string(value, "02:00:00:00:00:07")?;
+    let Some(mac) = parse_mac(text) else {
+        return fault(value, format!("\"{text}\" is not a MAC address; expected one such as \"02:00:00:00:00:07\""));
+    };
+    if is_multicast(&mac) || mac == [0; 6] {
+        return fault(
+            value,
+            format!("{text} is not one station's address: the lowest bit of the first byte must be 0"),
+        );
+    }
+    Ok(mac)
+}
+
+fn parse_mac(text: &str) -> Option<Mac> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit()))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+/// A name that the kernel takes for a network device (`dev_valid_name`).
+pub fn interface_name(value: &Value<'_>) -> Parsed<String> {
+    let text = string(value, "eth0")?;
+    let refused = match text {
+        "" => "an interface name cannot be empty".to_owned(),
+        "." | ".." => format!("\"{text}\" cannot be an interface name"),
+        _ if text.len() > 15 => format!("\"{text}\" has {} bytes: an interface name has at most 15", text.len()),
+        _ if text.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control()) => {
+            format!("\"{}\" has a character that interface names cannot have (space, /, :, %)", text.escape_debug())
+        }
+        _ => return Ok(text.to_owned()),
+    };
+    fault(value, refused)
+}
+
+/// One of a few names.
+pub fn one_of<T: Copy>(value: &Value<'_>, choices: &[(&str, T)]) -> Parsed<T> {
+    let allowed = || choices.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+    let Some(text) = value.get_ref().as_str() else {
+        return wrong_type(value, &format!("one of {}", allowed()));
+    };
+    match choices.iter().find(|(name, _)| *name == text) {
+        Some(&(_, choice)) => Ok(choice),
+        None => fault(value, format!("\"{text}\" is not one of {}", allowed())),
+    }
+}
+
+/// `address:port`.
+pub fn listen(value: &Value<'_>) -> Parsed<SocketAddr> {
+    let text = string(value, "127.0.0.1:9477")?;
+    match text.parse() {
+        Ok(address) => Ok(address),
+        Err(_) => fault(
+            value,
+            format!(
+                "\"{text}\" is not an address with port; expected one such as \"127.0.0.1:9477\" or \"[::1]:9477\""
+            ),
+        ),
+    }
+}
+
+/// A list whose items `parse` reads; each keeps its place.
+pub fn list<'a, T>(
+    value: &'a Value<'a>,
+    example: &str,
+    parse: impl Fn(&'a Value<'a>) -> Parsed<T>,
+) -> Parsed<Vec<Spanned<T>>> {
+    let Some(items) = value.get_ref().as_array() else {
+        return wrong_type(value, &format!("a list such as [{example}]"));
+    };
+    items.iter().map(|item| Ok(Spanned::new(item.span(), parse(item)?))).collect()
+}

@@ -1,0 +1,99 @@
+//! The kernel's list of interfaces, over netlink: what is there before anything is made, and what became of our devices.
+//!
+//! sysfs would do for most of it, but it shows the namespace it was mounted in; netlink shows the caller's.
+
+use std::io;
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt;
+use rtnetlink::Handle;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+/// One interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Packets that its queue had no room for.
+    pub tx_dropped: u64,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// For a kernel VXLAN device: its UDP port.
+    pub vxlan_port: Option<u16>,
+}
+
+/// A netlink connection, alive as long as the runtime it was opened in.
+#[derive(Clone, Debug)]
+pub struct Netlink(Handle);
+
+impl Netlink {
+    /// Opens a connection; must be called inside a tokio runtime.
+    pub fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// All interfaces, without their addresses.
+    pub async fn links(&self) -> io::Result<Vec<Link>> {
+        let messages = self.0.link().get().execute();
+        messages.map_ok(link).try_collect().await.map_err(io::Error::other)
+    }
+
+    /// All interfaces with their addresses.
+    pub async fn links_with_addresses(&self) -> io::Result<Vec<Link>> {
+        let mut links = self.links().await?;
+        let mut messages = self.0.address().get().execute();
+        while let Some(message) = messages.try_next().await.map_err(io::Error::other)? {
+            let link = links.iter_mut().find(|link| link.index == message.header.index);
+            if let Some((link, address)) = link.zip(local_address(&message.attributes)) {
+                link.addresses.push(address);
+            }
+        }
+        Ok(links)
+    }
+}
+
+/// The interface's own address: IFA_LOCAL where there is one (a point-to-point IFA_ADDRESS is the peer's).
+fn local_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
+    let local = attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
+}
+
+fn link(message: LinkMessage) -> Link {
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let mut link = Link { index: message.header.index, up, ..Link::default() };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Stats64(stats) => link.tx_dropped = stats.tx_dropped,
+            LinkAttribute::LinkInfo(infos) => link.vxlan_port = infos.iter().find_map(vxlan_port),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn vxlan_port(info: &LinkInfo) -> Option<u16> {
+    let LinkInfo::Data(InfoData::Vxlan(attributes)) = info else { return None };
+    attributes.iter().find_map(|attribute| match attribute {
+        InfoVxlan::Port(port) => Some(*port),
+        _ => None,
+    })
+}

@@ -1,0 +1,104 @@
+//! Every metric that netfwd exports: name, type, labels, help. Tools and alerts are built on these names, so they stand
+//! in one table and nothing else can be exported.
+
+use prometheus::proto::MetricType;
+
+macro_rules! families {
+    ($($(#[doc = $help:literal])+ $variant:ident = $kind:ident $name:literal [$($label:literal),*];)+) => {
+        /// A metric family; each variant's documentation is its HELP text.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Family { $($(#[doc = $help])+ $variant,)+ }
+
+        impl Family {
+            /// Every family, in index order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// The HELP text.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($help),+),)+ }.trim_ascii()
+            }
+
+            /// The type.
+            pub const fn kind(self) -> MetricType {
+                match self { $(Self::$variant => MetricType::$kind,)+ }
+            }
+
+            /// The labels.
+            pub const fn labels(self) -> &'static [&'static str] {
+                match self { $(Self::$variant => &[$($label),*],)+ }
+            }
+        }
+    };
+}
+
+families! {
+    /// Always 1; the labels say what is running.
+    BuildInfo = GAUGE "netfwd_build_info" ["version"];
+    /// 1 while the tunnel's device exists and is up.
+    TunnelUp = GAUGE "netfwd_tunnel_up" ["tunnel", "kind"];
+    /// Inner packets received from the underlay and accepted.
+    ReceivePackets = COUNTER "netfwd_receive_packets_total" ["tunnel"];
+    /// Bytes of inner packets received from the underlay and accepted.
+    ReceiveBytes = COUNTER "netfwd_receive_bytes_total" ["tunnel"];
+    /// Inner packets sent to the underlay.
+    TransmitPackets = COUNTER "netfwd_transmit_packets_total" ["tunnel"];
+    /// Bytes of inner packets sent to the underlay.
+    TransmitBytes = COUNTER "netfwd_transmit_bytes_total" ["tunnel"];
+    /// Packets dropped, each counted once.
+    Drops = COUNTER "netfwd_drops_total" ["direction", "stage", "reason"];
+    /// Packets that XDP saw, by what it did with them.
+    XdpPackets = COUNTER "netfwd_xdp_packets_total" ["interface", "action"];
+    /// Packets that XDP left to the kernel, by why.
+    XdpPasses = COUNTER "netfwd_xdp_passes_total" ["interface", "reason"];
+    /// Packets with a defect that the verify policy let through, by the defect.
+    XdpTolerated = COUNTER "netfwd_xdp_tolerated_total" ["interface", "reason"];
+    /// Packets that an AF_XDP socket dropped because they did not fit a frame.
+    XskRxDropped = COUNTER "netfwd_xsk_rx_dropped_total" ["interface", "queue"];
+    /// Invalid descriptors in the fill ring.
+    XskRxInvalidDescs = COUNTER "netfwd_xsk_rx_invalid_descs_total" ["interface", "queue"];
+    /// Invalid descriptors in the transmit ring.
+    XskTxInvalidDescs = COUNTER "netfwd_xsk_tx_invalid_descs_total" ["interface", "queue"];
+    /// Packets dropped because the receive ring was full: the worker is too slow.
+    XskRxRingFull = COUNTER "netfwd_xsk_rx_ring_full_total" ["interface", "queue"];
+    /// Times the fill ring had no frame: the worker returns frames too slowly.
+    XskRxFillRingEmpty = COUNTER "netfwd_xsk_rx_fill_ring_empty_total" ["interface", "queue"];
+    /// Times the transmit ring was empty.
+    XskTxRingEmpty = COUNTER "netfwd_xsk_tx_ring_empty_total" ["interface", "queue"];
+    /// Always 1; the labels say how a queue is read.
+    XskMode = GAUGE "netfwd_xsk_mode_info" ["interface", "queue", "mode"];
+    /// UMEM frames by who has them.
+    XskUmemFrames = GAUGE "netfwd_xsk_umem_frames" ["interface", "queue", "state"];
+    /// Packets handed to the coalescer.
+    GroInputPackets = COUNTER "netfwd_gro_input_packets_total" ["tunnel", "proto"];
+    /// Frames that the coalescer let go.
+    GroOutputFrames = COUNTER "netfwd_gro_output_frames_total" ["tunnel", "proto"];
+    /// Packets in each frame that the coalescer let go.
+    GroFrameSegments = HISTOGRAM "netfwd_gro_frame_segments" [];
+    /// Why packets seeded a frame of their own instead of joining one; adds up to the output frames.
+    GroFlush = COUNTER "netfwd_gro_flush_total" ["reason"];
+    /// Frames read from the tunnel's device.
+    TunReadFrames = COUNTER "netfwd_tun_read_frames_total" ["tunnel"];
+    /// Frames written to the tunnel's device.
+    TunWriteFrames = COUNTER "netfwd_tun_write_frames_total" ["tunnel"];
+    /// Failed reads and writes of the tunnel's device.
+    TunErrors = COUNTER "netfwd_tun_errors_total" ["tunnel", "errno"];
+    /// Packets the kernel dropped because the device's queue (txqueuelen) was full.
+    TunQueueDrops = COUNTER "netfwd_tun_queue_drops_total" ["tunnel"];
+    /// Segments cut from superframes read from the device.
+    TsoOutputPackets = COUNTER "netfwd_tso_output_packets_total" ["tunnel", "proto"];
+    /// Failed sends to the underlay, before any retry.
+    UdpSendErrors = COUNTER "netfwd_udp_send_errors_total" ["errno"];
+    /// Datagrams the kernel dropped because a receive buffer was full.
+    UdpReceiveDrops = COUNTER "netfwd_udp_receive_drops_total" [];
+    /// Time that workers spent on batches; the rest of their time they slept.
+    WorkerBusy = COUNTER "netfwd_worker_busy_seconds_total" ["worker"];
+    /// Entries in the forwarding database, static ones included.
+    FdbEntries = GAUGE "netfwd_fdb_entries" ["tunnel"];
+    /// Resident memory size in bytes.
+    ResidentMemory = GAUGE "process_resident_memory_bytes" [];
+}

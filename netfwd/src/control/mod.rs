@@ -1,0 +1,67 @@
+//! The control thread: the only async code, and never a data packet.
+//!
+//! It finds out before anything is made whether the machine can do what the configuration says ([`preflight`]), serves
+//! metrics and health, and waits for what ends the daemon.
+//!
+//! Invariants: signals are caught from [`Control::start`] on, so one that comes during set-up still leads to an orderly
+//! end; [`Control::serve`] returns at once when one comes, however many scrapes are under way.
+//!
+//! Deliberately absent: stopping the workers. Whoever started them does that, after [`Control::serve`] has returned.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use tokio::runtime::{Builder, Runtime};
+
+pub mod health;
+mod http;
+pub mod links;
+pub mod logging;
+pub mod metrics;
+pub mod preflight;
+mod signals;
+
+use health::Health;
+use links::{Link, Netlink};
+use metrics::Metrics;
+pub use signals::{Stop, StopNotice};
+
+/// The control thread's runtime and the signals it catches.
+#[derive(Debug)]
+pub struct Control {
+    runtime: Runtime,
+    signals: signals::Signals,
+}
+
+impl Control {
+    /// Makes the runtime, on the calling thread, and starts to catch signals.
+    pub fn start() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let signals = runtime.block_on(async { signals::Signals::catch() })?;
+        Ok(Self { runtime, signals })
+    }
+
+    /// The runtime, for tasks that live as long as [`serve`](Self::serve) runs.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// The machine's interfaces with their addresses.
+    pub fn links(&self) -> io::Result<Vec<Link>> {
+        self.runtime.block_on(async { Netlink::open()?.links_with_addresses().await })
+    }
+
+    /// Serves metrics and health until a signal or a notice comes. An endpoint that fails is a failure too.
+    pub fn serve(&mut self, listener: TcpListener, metrics: Metrics, health: Arc<Health>, notice: &StopNotice) -> Stop {
+        let Self { runtime, signals } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                stop = signals.stop(notice) => stop,
+                served = http::serve(listener, metrics, health) => {
+                    Stop::Failure(format!("metrics endpoint: {}", served.err().unwrap_or(io::ErrorKind::Other.into())))
+                }
+            }
+        })
+    }
+}

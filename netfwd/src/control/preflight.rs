@@ -1,0 +1,1 @@
+//! Preflight: whether this machine can do what the configuration says, before anything is made.

@@ -1,0 +1,86 @@
+//! What ends the daemon: a signal, or a part of it that cannot go on.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+
+/// Why the daemon ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGINT or SIGTERM: a good end.
+    Signal(&'static str),
+    /// Something failed.
+    Failure(String),
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(name) => f.write_str(name),
+            Self::Failure(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// Lets any thread end the daemon; the first reason counts.
+#[derive(Clone, Debug, Default)]
+pub struct StopNotice(Arc<(Mutex<Option<String>>, Notify)>);
+
+impl StopNotice {
+    /// Ends the daemon because of `reason`.
+    pub fn fail(&self, reason: impl Into<String>) {
+        let (first, notify) = &*self.0;
+        first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.into());
+        // Leaves a permit, so a notice before anyone waits is not lost.
+        notify.notify_one();
+    }
+
+    async fn failed(&self) -> Stop {
+        let (first, notify) = &*self.0;
+        loop {
+            notify.notified().await;
+            if let Some(reason) = first.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+                return Stop::Failure(reason);
+            }
+        }
+    }
+}
+
+/// SIGINT and SIGTERM, caught from the moment this exists.
+#[derive(Debug)]
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Catches them; must be called inside a tokio runtime.
+    pub(super) fn catch() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for a signal or a notice, also one that came before.
+    pub(super) async fn stop(&mut self, notice: &StopNotice) -> Stop {
+        tokio::select! {
+            _ = self.interrupt.recv() => Stop::Signal("SIGINT"),
+            _ = self.terminate.recv() => Stop::Signal("SIGTERM"),
+            stop = notice.failed() => stop,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_before_anyone_waits_is_not_lost() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let notice = StopNotice::default();
+        notice.fail("first");
+        notice.fail("second");
+        assert_eq!(runtime.block_on(notice.failed()), Stop::Failure("first".to_owned()));
+    }
+}

@@ -1,0 +1,18 @@
+//! All system calls.
+//!
+//! The data path knows only the traits of [`seam`](crate::datapath::seam); here are the devices and sockets behind
+//! them, and [`mem`], their twins in memory. Everything is non-blocking and owned by one worker, except the send
+//! sockets of a [`SendPool`](udp_send::SendPool), which workers share.
+
+pub mod control_message;
+pub mod ethtool;
+pub mod gather;
+pub mod mem;
+pub mod pcap;
+pub mod raw_send;
+pub mod socket;
+pub mod tun;
+pub mod tun_probe;
+pub mod udp_receive;
+pub mod udp_send;
+pub mod xsk;

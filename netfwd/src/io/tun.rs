@@ -1,0 +1,304 @@
+//! TUN and TAP devices: where inner packets meet the kernel.
+//!
+//! tun-rs makes a device and gives it addresses, MTU and queue length. Frames are read and written here, with the vnet
+//! header in front, because tun-rs' own offload path copies payloads.
+//!
+//! - A device lives as long as one of its queues is open: it is never made persistent, so a killed daemon leaves none.
+//! - Each worker owns one queue. The kernel steers a flow's egress to the queue that last wrote that flow
+//!   (`tun_flow_update`), so both directions of a flow stay on one worker.
+//! - A write delivers in the writer's context and is never dropped for want of room; it is whole or an error.
+//! - TUNSETOFFLOAD is per device: it is set once, after all queues are there.
+//! - IFF_NAPI stays off: plain IFF_NAPI polls per write.
+//!
+//! Not here: coalescing and cutting, which are the data path's.
+
+use std::ffi::CString;
+use std::io::{self, IoSlice};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use netfwd_common::wire::ethernet::Mac;
+use netfwd_common::wire::vnet;
+use thiserror::Error;
+use tun_rs::{DeviceBuilder, Layer, SyncDevice};
+
+use super::gather::{MAX_SLICES, total_len};
+use super::tun_probe::{self, WriteOffloads};
+use crate::datapath::packet::Link;
+
+/// Room for any frame that a device hands over: the vnet header, an Ethernet header with a tag, 64 KiB.
+pub const READ_LEN: usize = vnet::HEADER_LEN + 18 + (1 << 16);
+/// Default of [`DeviceOptions::tx_queue_len`]. The kernel's 500 drops silently at a few Gbit/s.
+pub const TX_QUEUE_LEN: u32 = 10_000;
+/// How long a name may stay taken: a daemon that was killed a moment ago takes its devices with it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a device is to be.
+#[derive(Clone, Debug)]
+pub struct DeviceOptions {
+    /// Interface name, at most 15 bytes.
+    pub name: String,
+    /// TAP for [`Link::Ethernet`], TUN for [`Link::Ip`].
+    pub link: Link,
+    /// One per worker.
+    pub queues: usize,
+    /// The largest IP packet.
+    pub mtu: u16,
+    /// The TAP's own address; random if absent.
+    pub mac: Option<Mac>,
+    /// Put on the device.
+    pub addresses: Vec<IpNet>,
+    /// Frames that may wait in each queue for a reader.
+    pub tx_queue_len: u32,
+}
+
+/// Why a device could not be made.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// The name is taken.
+    #[error("an interface named {name} exists already: remove it (ip link del {name}) or choose another name")]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// The name cannot be an interface's.
+    #[error("{name:?} is no interface name: 1 to 15 bytes without '/', ':', '%' or blanks")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// Privileges are missing.
+    #[error("no permission to create {name} (needs CAP_NET_ADMIN)")]
+    Permission {
+        /// The name.
+        name: String,
+    },
+    /// The kernel has no TUN driver.
+    #[error("/dev/net/tun is missing: load the tun module (modprobe tun)")]
+    NoDriver,
+    /// Anything else.
+    #[error("{name}: cannot {action}: {source}")]
+    Other {
+        /// The name.
+        name: String,
+        /// What failed.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// A device, made and up. Its queues are what keeps it alive.
+#[derive(Debug)]
+pub struct OverlayDevice {
+    name: String,
+    index: u32,
+    offloads: Offloads,
+}
+
+/// What a device's kernel side can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offloads {
+    /// UDP superframes are read (TUN_F_USO4 and TUN_F_USO6 were accepted).
+    pub read_udp: bool,
+    /// What may be written.
+    pub write: WriteOffloads,
+}
+
+impl OverlayDevice {
+    /// Makes the device, sets its link up, and opens one queue per worker.
+    pub fn create(options: &DeviceOptions) -> Result<(Self, Vec<TunQueue>), DeviceError> {
+        check_name(&options.name)?;
+        wait_until_free(&options.name)?;
+        let other = |action| move |source| Self::error(options, action, source);
+        let first = build(options).map_err(other("create it"))?;
+        let index = first.if_index().map_err(other("find its index"))?;
+        let mut devices = vec![first];
+        for _ in 1..options.queues.max(1) {
+            let next = devices[0].try_clone().map_err(other("open another queue"))?;
+            devices.push(next);
+        }
+        let read_udp = set_offloads(&devices[0], &options.name).map_err(other("set its offloads"))?;
+        configure(&devices[0], options)?;
+        let queues = devices.into_iter().map(TunQueue::new).collect::<io::Result<_>>().map_err(other("set it up"))?;
+        let offloads = Offloads { read_udp, write: tun_probe::write_offloads() };
+        Ok((Self { name: options.name.clone(), index, offloads }, queues))
+    }
+
+    /// The interface name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The interface index.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// What its kernel side can do.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Frames dropped because a queue was full of frames nobody read: `tx_dropped`, since the device was made.
+    pub fn queue_drops(&self) -> io::Result<u64> {
+        queue_drops(&self.name)
+    }
+
+    fn error(options: &DeviceOptions, action: &'static str, source: io::Error) -> DeviceError {
+        let name = options.name.clone();
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => DeviceError::Permission { name },
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) if action == "create it" => DeviceError::NoDriver,
+            // A device of another kind, or without IFF_MULTI_QUEUE, took the name meanwhile.
+            Some(libc::EBUSY | libc::EEXIST) => DeviceError::Exists { name },
+            _ => DeviceError::Other { name, action, source },
+        }
+    }
+}
+
+/// `tx_dropped` of an interface of the namespace that /sys was mounted in.
+pub fn queue_drops(name: &str) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/sys/class/net/{name}/statistics/tx_dropped"))?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+fn check_name(name: &str) -> Result<(), DeviceError> {
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
+    let good = (1..libc::IFNAMSIZ).contains(&name.len()) && name.chars().all(plain) && name != "." && name != "..";
+    if good { Ok(()) } else { Err(DeviceError::Name { name: name.to_owned() }) }
+}
+
+/// TUNSETIFF attaches to an existing device of that name without a word, so its absence is checked first.
+fn wait_until_free(name: &str) -> Result<(), DeviceError> {
+    let c_name = CString::new(name).map_err(|_| DeviceError::Name { name: name.to_owned() })?;
+    let deadline = Instant::now() + PATIENCE;
+    // SAFETY: the name is a live NUL-terminated string, which the call only reads.
+    while unsafe { libc::if_nametoindex(c_name.as_ptr()) } != 0 {
+        if Instant::now() >= deadline {
+            return Err(DeviceError::Exists { name: name.to_owned() });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn build(options: &DeviceOptions) -> io::Result<SyncDevice> {
+    let layer = match options.link {
+        Link::Ethernet => Layer::L2,
+        Link::Ip => Layer::L3,
+    };
+    // `offload` is what makes tun-rs ask for IFF_VNET_HDR.
+    DeviceBuilder::new()
+        .name(&options.name)
+        .layer(layer)
+        .offload(true)
+        .multi_queue(true)
+        .tx_queue_len(options.tx_queue_len)
+        .mtu(options.mtu)
+        .enable(false)
+        .build_sync()
+}
+
+fn configure(device: &SyncDevice, options: &DeviceOptions) -> Result<(), DeviceError> {
+    let other = |action| move |source| OverlayDevice::error(options, action, source);
+    if let (Link::Ethernet, Some(mac)) = (options.link, options.mac) {
+        device.set_mac_address(mac).map_err(other("set its MAC address"))?;
+    }
+    device.enabled(true).map_err(other("set it up"))?;
+    for address in &options.addresses {
+        match address.addr() {
+            IpAddr::V4(v4) => device.add_address_v4(v4, address.prefix_len()),
+            IpAddr::V6(v6) => device.add_address_v6(v6, address.prefix_len()),
+        }
+        .map_err(other("add an address"))?;
+    }
+    Ok(())
+}
+
+/// Sets header size and offloads; says whether the kernel hands over UDP superframes (since Linux 6.2).
+fn set_offloads(device: &SyncDevice, name: &str) -> io::Result<bool> {
+    const TCP: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    const UDP: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    set_header_len(device.as_fd())?;
+    match set_offload(device.as_fd(), TCP | UDP) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            tracing::info!(device = name, %error, "the kernel has no UDP segmentation offload for TUN");
+            set_offload(device.as_fd(), TCP).map(|()| false)
+        }
+    }
+}
+
+pub(super) fn set_header_len(device: BorrowedFd<'_>) -> io::Result<()> {
+    let len = vnet::HEADER_LEN as libc::c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads one int behind the pointer.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn set_offload(device: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// One worker's queue of a device.
+#[derive(Debug)]
+pub struct TunQueue {
+    queue: OwnedFd,
+}
+
+impl TunQueue {
+    fn new(device: SyncDevice) -> io::Result<Self> {
+        // SAFETY: `into_raw_fd` gives the descriptor up, so that this is its only owner.
+        let queue = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+        rustix::io::ioctl_fionbio(&queue, true)?;
+        Ok(Self { queue })
+    }
+
+    /// Reads one frame with its vnet header; `None` if there is none. `buf` holds [`READ_LEN`] bytes; a frame that does
+    /// not fit is cut off by the kernel.
+    pub fn read(&mut self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        match rustix::io::read(&self.queue, buf) {
+            Ok(len) => Ok(Some(len)),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes one frame, vnet header first. It is delivered whole or not at all.
+    pub fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<()> {
+        if slices.len() > MAX_SLICES {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        let written = rustix::io::writev(&self.queue, slices)?;
+        if written == total_len(slices) { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+}
+
+impl AsFd for TunQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_kernel_would_refuse_or_expand_are_refused() {
+        for name in ["", "a/b", "tun%d", "sixteen-bytes-xx", "a b", "."] {
+            assert!(matches!(check_name(name), Err(DeviceError::Name { .. })), "{name:?}");
+        }
+        assert!(check_name("fifteen-bytes-x").is_ok());
+    }
+
+    #[test]
+    fn a_name_that_stays_taken_is_an_error_and_not_taken_over() {
+        assert!(matches!(wait_until_free("lo"), Err(DeviceError::Exists { .. })));
+    }
+}

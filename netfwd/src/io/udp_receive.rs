@@ -1,0 +1,281 @@
+//! Receiving datagrams on ordinary UDP sockets: the way in for whatever XDP passes on.
+//!
+//! The kernel hands over aggregates (`UDP_GRO`): one message with the datagrams of one sender back to back, all as long
+//! as the first but the last. `recvmmsg` fills a fixed set of 64 KiB buffers, and a [`Batch`] yields the single
+//! datagrams as mutable pieces of those buffers, since decapsulation rewrites ECN in place.
+//!
+//! - Nothing is allocated per batch, and no byte is copied after the kernel's own copy.
+//! - Each worker has its own socket on the same address (`SO_REUSEPORT`); the kernel spreads flows by hash.
+//! - What the kernel dropped for want of buffer space is counted (`SO_RXQ_OVFL`).
+//!
+//! Not here: outer checksums. The kernel verifies them before it delivers.
+
+use std::io;
+use std::mem::size_of;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
+use std::slice::ChunksMut;
+
+use rustix::net::sockopt;
+
+use super::control_message::{Control, Messages};
+use super::socket::{self, SocketError};
+
+/// Messages per `recvmmsg`.
+pub const BATCH: usize = 16;
+/// Room for one message: the largest UDP payload, aggregated or not, is smaller.
+pub const BUFFER_LEN: usize = 1 << 16;
+/// SO_RCVBUF: some 5 ms of 10 Gbit/s.
+const RECEIVE_BUFFER: usize = 8 << 20;
+/// Control messages of one message: UDP_GRO, TOS or traffic class, SO_RXQ_OVFL, each at most 24 bytes.
+const CONTROL_LEN: usize = 96;
+
+/// What to listen to.
+#[derive(Clone, Copy, Debug)]
+pub struct ReceiveOptions {
+    /// The tunnel's local address and port.
+    pub local: SocketAddr,
+    /// Accept datagrams without a checksum over IPv6 (RFC 6935).
+    pub udp6_zero_checksum_rx: bool,
+}
+
+/// One worker's socket on a tunnel's address and port.
+#[derive(Debug)]
+pub struct ReceiveSocket {
+    socket: OwnedFd,
+    overflow_seen: u32,
+    drops: u64,
+}
+
+impl ReceiveSocket {
+    /// One socket per worker, all on the same address. An address that someone else uses is an error even if that
+    /// someone set SO_REUSEPORT too: two daemons must not share a tunnel's traffic by accident.
+    pub fn bind_group(options: &ReceiveOptions, workers: usize) -> Result<Vec<Self>, SocketError> {
+        let alone = socket::open_udp(options.local.ip()).map_err(|e| SocketError::other("open a UDP socket", e))?;
+        rustix::net::bind(&alone, &options.local).map_err(|e| SocketError::from_bind(options.local, e))?;
+        drop(alone);
+        (0..workers).map(|_| Self::bind(options)).collect()
+    }
+
+    fn bind(options: &ReceiveOptions) -> Result<Self, SocketError> {
+        let socket = socket::open_udp(options.local.ip()).map_err(|e| SocketError::other("open a UDP socket", e))?;
+        configure(&socket, options).map_err(|e| SocketError::other("configure a UDP socket", e))?;
+        rustix::net::bind(&socket, &options.local).map_err(|e| SocketError::from_bind(options.local, e))?;
+        Ok(Self { socket, overflow_seen: 0, drops: 0 })
+    }
+
+    /// Receives what is there into `buffers`; an empty batch if there is nothing.
+    pub fn receive<'a>(&mut self, buffers: &'a mut ReceiveBuffers) -> io::Result<Batch<'a>> {
+        let mut names = [EMPTY_NAME; BATCH];
+        let mut controls = [const { Control::<CONTROL_LEN>::new() }; BATCH];
+        let mut iovecs = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; BATCH];
+        for (iovec, buffer) in iovecs.iter_mut().zip(buffers.storage.chunks_exact_mut(BUFFER_LEN)) {
+            *iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        }
+        let mut messages: [libc::mmsghdr; BATCH] = std::array::from_fn(|i| {
+            // SAFETY: `mmsghdr` is a C structure of integers and pointers, for which all zeroes is a value.
+            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            message.msg_hdr.msg_name = ptr::from_mut(&mut names[i]).cast();
+            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+            message.msg_hdr.msg_iov = &mut iovecs[i];
+            message.msg_hdr.msg_iovlen = 1;
+            let room = controls[i].room();
+            message.msg_hdr.msg_control = room.as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = room.len() as _;
+            message
+        });
+        // SAFETY: every header points to its own name, buffer and control room of the stated lengths, all of which
+        // outlive the call; nothing else touches them meanwhile.
+        let count = unsafe {
+            libc::recvmmsg(
+                self.socket.as_raw_fd(),
+                messages.as_mut_ptr(),
+                BATCH as libc::c_uint,
+                libc::MSG_DONTWAIT as _,
+                ptr::null_mut(),
+            )
+        };
+        let count = match usize::try_from(count) {
+            Ok(count) => count.min(BATCH),
+            Err(_) => nothing_there(io::Error::last_os_error())?,
+        };
+        for (i, message) in messages[..count].iter().enumerate() {
+            let control = controls[i].received(message.msg_hdr.msg_controllen as _);
+            let truncated = message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+            let len = if truncated { 0 } else { message.msg_len as usize };
+            buffers.received[i] = self.read_control(len, control);
+            (buffers.received[i].remote, buffers.received[i].port) = read_name(&names[i]);
+        }
+        Ok(Batch {
+            storage: &mut buffers.storage[..count * BUFFER_LEN],
+            received: &buffers.received[..count],
+            at: None,
+        })
+    }
+
+    fn read_control(&mut self, len: usize, messages: Messages<'_>) -> Received {
+        let mut received = Received { len, segment_size: len.max(1), ..Received::EMPTY };
+        for message in messages {
+            let Some(value) = message.number() else { continue };
+            match (message.level, message.kind) {
+                (libc::SOL_UDP, libc::UDP_GRO) if value > 0 => received.segment_size = value as usize,
+                (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    received.tos = value as u8;
+                }
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
+                    self.drops += u64::from(value.wrapping_sub(self.overflow_seen));
+                    self.overflow_seen = value;
+                }
+                _ => {}
+            }
+        }
+        received
+    }
+
+    /// Datagrams that the kernel dropped because the buffer was full, as far as the messages received since told.
+    pub fn drops(&self) -> u64 {
+        self.drops
+    }
+
+    /// The address bound.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        let name = rustix::net::getsockname(&self.socket)?;
+        SocketAddr::try_from(name).map_err(io::Error::from)
+    }
+}
+
+impl AsFd for ReceiveSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn configure(socket: &OwnedFd, options: &ReceiveOptions) -> io::Result<()> {
+    sockopt::set_socket_reuseport(socket, true)?;
+    socket::set_buffer(socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
+    socket::set_int(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+    if options.local.is_ipv4() {
+        socket::set_int(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+    } else {
+        socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        let zero = i32::from(options.udp6_zero_checksum_rx);
+        socket::set_int(socket, libc::SOL_UDP, libc::UDP_NO_CHECK6_RX, zero)?;
+    }
+    if let Err(error) = socket::set_int(socket, libc::SOL_UDP, libc::UDP_GRO, 1) {
+        tracing::info!(local = %options.local, %error, "no UDP_GRO: datagrams are received one by one");
+    }
+    Ok(())
+}
+
+fn nothing_there(error: io::Error) -> io::Result<usize> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
+        _ => Err(error),
+    }
+}
+
+const EMPTY_NAME: libc::sockaddr_in6 = libc::sockaddr_in6 {
+    sin6_family: 0,
+    sin6_port: 0,
+    sin6_flowinfo: 0,
+    sin6_addr: libc::in6_addr { s6_addr: [0; 16] },
+    sin6_scope_id: 0,
+};
+
+/// `sockaddr_in` and `sockaddr_in6` share the first eight bytes: family, port, and v4's address where v6 has its flow
+/// label.
+fn read_name(name: &libc::sockaddr_in6) -> (IpAddr, u16) {
+    let address = if i32::from(name.sin6_family) == libc::AF_INET {
+        IpAddr::V4(Ipv4Addr::from(name.sin6_flowinfo.to_ne_bytes()))
+    } else {
+        IpAddr::V6(Ipv6Addr::from(name.sin6_addr.s6_addr))
+    };
+    (address, u16::from_be(name.sin6_port))
+}
+
+/// The buffers of one worker, shared by all its sockets: a batch borrows them until it is dealt with.
+#[derive(Debug)]
+pub struct ReceiveBuffers {
+    storage: Box<[u8]>,
+    received: [Received; BATCH],
+}
+
+impl ReceiveBuffers {
+    /// [`BATCH`] buffers of [`BUFFER_LEN`] bytes.
+    pub fn new() -> Self {
+        Self { storage: vec![0; BATCH * BUFFER_LEN].into_boxed_slice(), received: [Received::EMPTY; BATCH] }
+    }
+}
+
+impl Default for ReceiveBuffers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Received {
+    len: usize,
+    segment_size: usize,
+    remote: IpAddr,
+    port: u16,
+    tos: u8,
+}
+
+impl Received {
+    const EMPTY: Self = Self { len: 0, segment_size: 1, remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 0, tos: 0 };
+}
+
+/// A datagram as it was on the wire.
+#[derive(Debug)]
+pub struct Datagram<'a> {
+    /// The UDP payload.
+    pub payload: &'a mut [u8],
+    /// Who sent it.
+    pub remote: IpAddr,
+    /// From which port.
+    pub port: u16,
+    /// Outer TOS / traffic class; ECN is its low two bits.
+    pub tos: u8,
+}
+
+/// The datagrams of one `recvmmsg`, aggregates cut apart; they may be kept together as long as the batch's buffers are
+/// borrowed. Empty datagrams are not yielded.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    storage: &'a mut [u8],
+    received: &'a [Received],
+    at: Option<(ChunksMut<'a, u8>, Received)>,
+}
+
+impl Batch<'_> {
+    /// Whether the kernel had nothing to deliver.
+    pub fn is_empty(&self) -> bool {
+        self.received.is_empty() && self.at.is_none()
+    }
+
+    /// Whether every buffer was filled, so that more is likely waiting.
+    pub fn is_full(&self) -> bool {
+        self.received.len() == BATCH
+    }
+}
+
+impl<'a> Iterator for Batch<'a> {
+    type Item = Datagram<'a>;
+
+    fn next(&mut self) -> Option<Datagram<'a>> {
+        loop {
+            if let Some((segments, received)) = &mut self.at
+                && let Some(payload) = segments.next()
+            {
+                return Some(Datagram { payload, remote: received.remote, port: received.port, tos: received.tos });
+            }
+            let (received, rest) = self.received.split_first()?;
+            let (buffer, storage) = std::mem::take(&mut self.storage).split_at_mut_checked(BUFFER_LEN)?;
+            (self.received, self.storage) = (rest, storage);
+            let len = received.len.min(BUFFER_LEN);
+            self.at = Some((buffer[..len].chunks_mut(received.segment_size.max(1)), *received));
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Sending tunnel datagrams through kernel sockets.
+//!
+//! A tunnel wants its source port to be the inner flow's hash, but `UDP_SEGMENT`, which lets one call send a whole run,
+//! works only on a socket's own port. So each local address has a [`SendPool`]: sockets bound to ports spread over
+//! 49152–65535. A flow's hash picks one, by a fixed mapping: a flow keeps its port for life, in runs and alone.
+//!
+//! - Runs are gathered from where the bytes lie; nothing is copied or allocated here.
+//! - What the kernel refuses as a run is sent again as single datagrams; a datagram counts as lost only after a retry.
+//! - Pool sockets never receive: a filter drops everything, so an answer to such a port costs no memory.
+//! - DF is not set, as with the kernel's own vxlan: a datagram too large for the path is fragmented, not swallowed.
+//! - IP_RECVERR is on. Without it UDP hides the drops of the local queueing discipline (ENOBUFS); the price is that an
+//!   ICMP error for one remote fails the next call on that socket, whichever its remote. Hence the retry.
+//!
+//! The kernel refuses `UDP_SEGMENT` on sockets without checksums, so runs always carry an outer checksum, which the NIC
+//! computes. Single datagrams that want none, or whose checksum follows from headers, leave through [`raw_send`].
+//!
+//! [`raw_send`]: super::raw_send
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::control_message::Control;
+use super::gather::{Gather, MAX_SLICES, total_len};
+use super::raw_send::RawSender;
+use super::socket::{self, SocketError, SocketName, send_gather};
+use crate::datapath::seam::{DatagramSink, OuterChecksum, SendFailure, Transmit};
+
+/// Datagrams per `UDP_SEGMENT` call that every kernel takes (UDP_MAX_SEGMENTS, include/linux/udp.h).
+pub const MAX_SEGMENTS: usize = 64;
+/// UDP payload that fits an IPv4 packet.
+pub const MAX_PAYLOAD: usize = 65_507;
+/// The range of source ports (RFC 7348 §5: the dynamic ports of RFC 6335).
+const FIRST_PORT: u16 = 49_152;
+const PORTS: usize = 16_384;
+/// SO_SNDBUF: enough for a few dozen superframes per flow in the queueing discipline.
+const SEND_BUFFER: usize = 4 << 20;
+/// How long a full socket or queue is waited for before the datagrams are lost.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+/// UDP_SEGMENT and TOS / traffic class, 24 bytes each.
+type SendControl = Control<48>;
+
+/// The send sockets of one local address, shared by all workers.
+#[derive(Debug)]
+pub struct SendPool {
+    local: IpAddr,
+    members: Box<[(u16, OwnedFd)]>,
+    segmentation: AtomicBool,
+}
+
+impl SendPool {
+    /// Binds `size` sockets (at most 16,384) on `local`, each on the first free port of its share of the range.
+    pub fn open(local: IpAddr, size: usize) -> Result<Self, SocketError> {
+        let size = size.clamp(1, PORTS);
+        let stride = PORTS / size;
+        let members = (0..size).filter_map(|i| first_free(local, i * stride, stride).transpose());
+        let members: Box<[_]> = members.collect::<Result<_, _>>()?;
+        if members.is_empty() {
+            return Err(SocketError::NoFreePort { address: local, wanted: size, free: 0 });
+        }
+        if members.len() < size {
+            tracing::info!(%local, wanted = size, free = members.len(), "some source ports are taken");
+        }
+        Ok(Self { local, members, segmentation: AtomicBool::new(true) })
+    }
+
+    /// The address bound.
+    pub fn local(&self) -> IpAddr {
+        self.local
+    }
+
+    /// The source port that datagrams of a flow with the hash `source_port` carry.
+    pub fn port_for(&self, source_port: u16) -> u16 {
+        self.member(source_port).0
+    }
+
+    /// Whether runs are sent with `UDP_SEGMENT`; off once the kernel said that the NIC cannot checksum.
+    pub fn segmentation(&self) -> bool {
+        self.segmentation.load(Ordering::Relaxed)
+    }
+
+    /// Limits every socket's send buffer; the kernel doubles `bytes` and has a minimum of a few KiB.
+    pub fn set_send_buffer(&self, bytes: i32) -> io::Result<()> {
+        self.members.iter().try_for_each(|(_, fd)| socket::set_int(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes))
+    }
+
+    fn member(&self, source_port: u16) -> (u16, BorrowedFd<'_>) {
+        let place = usize::from(source_port) % PORTS;
+        let (port, socket) = &self.members[place * self.members.len() / PORTS];
+        (*port, socket.as_fd())
+    }
+
+    fn turn_segmentation_off(&self) {
+        if self.segmentation.swap(false, Ordering::Relaxed) {
+            tracing::info!(local = %self.local, "the NIC does not checksum UDP: datagrams are sent one by one");
+        }
+    }
+}
+
+fn first_free(local: IpAddr, start: usize, count: usize) -> Result<Option<(u16, OwnedFd)>, SocketError> {
+    for place in start..start + count {
+        let port = FIRST_PORT + place as u16;
+        match open_member(SocketAddr::new(local, port)) {
+            Ok(socket) => return Ok(Some((port, socket))),
+            Err(SocketError::AddressInUse { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+fn open_member(local: SocketAddr) -> Result<OwnedFd, SocketError> {
+    let socket = socket::open_udp(local.ip()).map_err(|e| SocketError::other("open a UDP socket", e))?;
+    configure(&socket, local.ip()).map_err(|e| SocketError::other("configure a UDP socket", e))?;
+    rustix::net::bind(&socket, &local).map_err(|e| SocketError::from_bind(local, e))?;
+    Ok(socket)
+}
+
+fn configure(socket: &OwnedFd, local: IpAddr) -> io::Result<()> {
+    socket::refuse_all(socket)?;
+    socket::set_int(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 0)?;
+    socket::set_buffer(socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
+    if local.is_ipv4() {
+        socket::set_int(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+        socket::set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
+    } else {
+        socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+        socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)
+    }
+}
+
+/// One worker's way out: the shared pools of all local addresses, and raw sockets of its own.
+#[derive(Debug)]
+pub struct UdpSender {
+    pools: Box<[Arc<SendPool>]>,
+    raw: RawSender,
+}
+
+impl UdpSender {
+    /// Sends from the addresses of `pools`.
+    pub fn new(pools: Vec<Arc<SendPool>>) -> Self {
+        let raw = RawSender::open(pools.iter().map(|pool| pool.local()));
+        Self { pools: pools.into_boxed_slice(), raw }
+    }
+}
+
+impl DatagramSink for UdpSender {
+    fn send(&mut self, transmit: &Transmit<'_>) -> Result<(), SendFailure> {
+        let Some(pool) = self.pools.iter().find(|pool| pool.local == transmit.local) else {
+            let error = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+            return Err(SendFailure { lost: transmit.datagrams, error });
+        };
+        let (port, socket) = pool.member(transmit.source_port);
+        if transmit.datagrams == 1 {
+            let wants_raw = !matches!(transmit.checksum, OuterChecksum::Wanted { payload_sum: None });
+            if wants_raw && self.raw.send(transmit, port).is_ok() {
+                return Ok(());
+            }
+        }
+        let run = Run { pool, socket, name: SocketName::new(transmit.remote, transmit.port), transmit };
+        run.send()
+    }
+}
+
+/// A run on its way through one socket.
+struct Run<'a> {
+    pool: &'a SendPool,
+    socket: BorrowedFd<'a>,
+    name: SocketName,
+    transmit: &'a Transmit<'a>,
+}
+
+impl Run<'_> {
+    fn send(&self) -> Result<(), SendFailure> {
+        let slices = self.transmit.slices;
+        let whole = self.transmit.datagrams <= self.datagrams_per_call()
+            && slices.len() <= MAX_SLICES
+            && total_len(slices) <= MAX_PAYLOAD;
+        if whole {
+            match self.deliver(slices, self.transmit.datagrams) {
+                Ok(()) => return Ok(()),
+                Err(error) if self.transmit.datagrams == 1 => return Err(SendFailure { lost: 1, error }),
+                Err(error) if !self.refused_as_run(&error) => {
+                    return Err(SendFailure { lost: self.transmit.datagrams, error });
+                }
+                Err(_) => return self.send_pieces(1),
+            }
+        }
+        self.send_pieces(self.datagrams_per_call())
+    }
+
+    /// How many datagrams one call takes.
+    fn datagrams_per_call(&self) -> usize {
+        if !self.pool.segmentation() {
+            return 1;
+        }
+        (MAX_PAYLOAD / self.transmit.segment_size.max(1)).clamp(1, MAX_SEGMENTS)
+    }
+
+    /// Sends the run in pieces of at most `per_call` datagrams, and what is refused as a run one by one.
+    #[cold]
+    fn send_pieces(&self, mut per_call: usize) -> Result<(), SendFailure> {
+        let mut gather = Gather::new(self.transmit.slices);
+        let mut piece = [IoSlice::new(&[]); MAX_SLICES];
+        let mut failure: Option<SendFailure> = None;
+        let mut left = self.transmit.datagrams;
+        while left > 0 {
+            let datagrams = per_call.min(left);
+            let before = gather;
+            let bytes = datagrams.saturating_mul(self.transmit.segment_size);
+            let result = match gather.take(bytes, &mut piece) {
+                Some(count) => self.deliver(&piece[..count], datagrams),
+                None => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
+            };
+            match result {
+                Err(error) if datagrams > 1 && self.refused_as_run(&error) => {
+                    (gather, per_call) = (before, 1);
+                    continue;
+                }
+                Err(error) => {
+                    let lost = failure.map_or(0, |failure| failure.lost) + datagrams;
+                    failure = Some(SendFailure { lost, error });
+                }
+                Ok(()) => {}
+            }
+            left -= datagrams;
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Whether the same bytes may still pass as single datagrams.
+    fn refused_as_run(&self, error: &io::Error) -> bool {
+        match error.raw_os_error() {
+            Some(libc::EIO) => {
+                self.pool.turn_segmentation_off();
+                true
+            }
+            Some(libc::EMSGSIZE | libc::EINVAL) => true,
+            _ => false,
+        }
+    }
+
+    fn deliver(&self, slices: &[IoSlice<'_>], datagrams: usize) -> io::Result<()> {
+        let mut control = SendControl::new();
+        if datagrams > 1 {
+            let size =
+                u16::try_from(self.transmit.segment_size).map_err(|_| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
+        }
+        if self.transmit.tos != 0 {
+            let tos = i32::from(self.transmit.tos).to_ne_bytes();
+            match self.name {
+                SocketName::V4(_) => control.push(libc::IPPROTO_IP, libc::IP_TOS, &tos),
+                SocketName::V6(_) => control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos),
+            }
+        }
+        send_patiently(self.socket, &self.name, slices, control.as_bytes())
+    }
+}
+
+/// Sends, and once more if the kernel was short of room or reported an earlier datagram's ICMP error.
+pub(super) fn send_patiently(
+    socket: BorrowedFd<'_>,
+    name: &SocketName,
+    slices: &[IoSlice<'_>],
+    control: &[u8],
+) -> io::Result<()> {
+    let error = match send_gather(socket, name, slices, control) {
+        Ok(()) => return Ok(()),
+        Err(error) => error,
+    };
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS) => {
+            // Bounded by PATIENCE; what poll says does not matter, the second attempt decides.
+            let _ = poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::OUT)], Some(&PATIENCE));
+        }
+        Some(
+            libc::ECONNREFUSED
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::EHOSTDOWN
+            | libc::ENOPROTOOPT
+            | libc::EPROTO
+            | libc::EACCES
+            | libc::EINTR,
+        ) => socket::drain_errors(socket),
+        _ => return Err(error),
+    }
+    send_gather(socket, name, slices, control)
+}

@@ -1,0 +1,282 @@
+//! One queue's loop: the only place where sockets, devices and the data path meet.
+//!
+//! A worker owns queue *i* of everything: the AF_XDP sockets of the underlays, the UDP sockets of the tunnels, the
+//! TUN/TAP queues, its coalescer and its counters. It sleeps in epoll until one of them has something, works off one
+//! batch, and looks again; nothing is held between batches. It shares with its siblings only what is immutable (the
+//! forwarding table), atomic (the forwarding database) or the kernel's (the send sockets).
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{Timespec, epoll};
+
+use crate::datapath::egress::{Egress, Surroundings};
+use crate::datapath::fdb::Fdbs;
+use crate::datapath::ingress::{Ingress, Origin, Received};
+use crate::datapath::packet::TunnelIndex;
+use crate::datapath::seam::{FrameSink, OverlayFrame};
+use crate::datapath::stats::Counters;
+use crate::datapath::table::{ForwardingTable, VerifyPolicy};
+use crate::io::tun::{READ_LEN, TunQueue};
+use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
+use crate::io::udp_send::UdpSender;
+use crate::io::xsk;
+use crate::published::{FrameGauges, Pulse};
+
+/// Packets of one AF_XDP batch, and so the most that can meet in one superframe.
+pub const BATCH: usize = 256;
+/// Superframes read from one device before the others get their turn.
+const DEVICE_BURST: usize = 16;
+/// Longest sleep: the pulse stays fresh on an idle gateway.
+const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// An AF_XDP socket and its batch.
+pub struct Queue {
+    socket: xsk::Socket,
+    batch: xsk::RxBatch,
+    verify: VerifyPolicy,
+    gauges: Arc<FrameGauges>,
+}
+
+impl Queue {
+    /// A queue whose unverified packets are vetted by `verify`.
+    pub fn new(socket: xsk::Socket, verify: VerifyPolicy, gauges: Arc<FrameGauges>) -> Self {
+        let batch = socket.batch(BATCH);
+        gauges.publish(socket.frame_counts());
+        Self { socket, batch, verify, gauges }
+    }
+}
+
+/// A UDP socket on a tunnel's address and port.
+pub struct Endpoint {
+    /// The socket.
+    pub socket: ReceiveSocket,
+    /// Its address, as map keys hold it.
+    pub local: [u8; 16],
+    /// Its port.
+    pub port: u16,
+    /// How its packets are vetted.
+    pub verify: VerifyPolicy,
+}
+
+/// This worker's queue of every tunnel's device, by tunnel index.
+pub struct Devices(pub Vec<TunQueue>);
+
+impl FrameSink for Devices {
+    fn write(&mut self, frame: &OverlayFrame<'_>) -> io::Result<()> {
+        let device = self.0.get_mut(usize::from(frame.tunnel.0)).ok_or(io::ErrorKind::NotFound)?;
+        device.write(frame.slices)
+    }
+}
+
+/// What all workers share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Configuration's decisions.
+    pub table: Arc<ForwardingTable>,
+    /// Learned addresses.
+    pub fdbs: Arc<Fdbs>,
+    /// The zero of [`Surroundings::now_seconds`].
+    pub epoch: Instant,
+}
+
+/// What one worker owns.
+pub struct Parts {
+    /// One per underlay with XDP.
+    pub queues: Vec<Queue>,
+    /// One per tunnel address and port.
+    pub endpoints: Vec<Endpoint>,
+    /// One per tunnel.
+    pub devices: Devices,
+    /// The way out.
+    pub sender: UdpSender,
+    /// Underlay → overlay.
+    pub ingress: Ingress,
+    /// Overlay → underlay.
+    pub egress: Egress,
+    /// What it counts.
+    pub counters: Arc<Counters>,
+    /// Its sign of life.
+    pub pulse: Arc<Pulse>,
+    /// Spin instead of sleeping.
+    pub busy_poll: bool,
+}
+
+/// One queue's loop.
+pub struct Worker {
+    shared: Shared,
+    parts: Parts,
+    poll: OwnedFd,
+    buffers: ReceiveBuffers,
+    frame: Box<[u8]>,
+}
+
+/// What became ready.
+#[derive(Clone, Copy)]
+enum Ready {
+    Stop,
+    Queue(usize),
+    Endpoint(usize),
+    Device(usize),
+}
+
+impl Ready {
+    fn token(self) -> u64 {
+        let (kind, index) = match self {
+            Self::Stop => (0, 0),
+            Self::Queue(index) => (1, index),
+            Self::Endpoint(index) => (2, index),
+            Self::Device(index) => (3, index),
+        };
+        (kind << 32) | index as u64
+    }
+
+    fn from_token(token: u64) -> Self {
+        let index = (token & 0xffff_ffff) as usize;
+        match token >> 32 {
+            1 => Self::Queue(index),
+            2 => Self::Endpoint(index),
+            3 => Self::Device(index),
+            _ => Self::Stop,
+        }
+    }
+}
+
+impl Worker {
+    /// Watches everything in `parts`, and `stop`, whose readability ends [`Self::run`].
+    pub fn new(shared: Shared, parts: Parts, stop: &OwnedFd) -> io::Result<Self> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let worker = Self { shared, parts, poll, buffers: ReceiveBuffers::new(), frame: vec![0; READ_LEN].into() };
+        worker.watch(stop, Ready::Stop)?;
+        for (index, queue) in worker.parts.queues.iter().enumerate() {
+            worker.watch(&queue.socket, Ready::Queue(index))?;
+        }
+        for (index, endpoint) in worker.parts.endpoints.iter().enumerate() {
+            worker.watch(&endpoint.socket, Ready::Endpoint(index))?;
+        }
+        for (index, device) in worker.parts.devices.0.iter().enumerate() {
+            worker.watch(device, Ready::Device(index))?;
+        }
+        Ok(worker)
+    }
+
+    fn watch(&self, source: impl AsFd, ready: Ready) -> io::Result<()> {
+        let token = epoll::EventData::new_u64(ready.token());
+        Ok(epoll::add(&self.poll, source, token, epoll::EventFlags::IN)?)
+    }
+
+    /// Works until told to stop, then takes what has arrived so far and gives everything back.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(64);
+        loop {
+            self.parts.pulse.beat(self.shared.epoch.elapsed());
+            for queue in &self.parts.queues {
+                queue.socket.wake_if_needed();
+            }
+            let timeout = if self.parts.busy_poll { &NO_WAIT } else { &IDLE };
+            events.clear();
+            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let started = Instant::now();
+            for event in &events {
+                match Ready::from_token(event.data.u64()) {
+                    Ready::Stop => return self.drain(),
+                    ready => self.serve(ready, started),
+                }
+            }
+            if !events.is_empty() {
+                self.parts.counters.busy_nanoseconds.add(started.elapsed().as_nanos() as u64);
+            }
+        }
+    }
+
+    fn serve(&mut self, ready: Ready, now: Instant) {
+        let now_seconds = now.duration_since(self.shared.epoch).as_secs() as u32;
+        match ready {
+            Ready::Stop => {}
+            Ready::Queue(index) => self.ingress_queue(index, now_seconds),
+            Ready::Endpoint(index) => self.ingress_endpoint(index, now_seconds),
+            Ready::Device(index) => self.egress_device(index, now_seconds),
+        }
+    }
+
+    /// NIC → AF_XDP → lookup → decap → vet → coalesce → TUN/TAP.
+    fn ingress_queue(&mut self, index: usize, now_seconds: u32) {
+        let Parts { queues, devices, ingress, counters, .. } = &mut self.parts;
+        let Shared { table, fdbs, .. } = &self.shared;
+        let Some(queue) = queues.get_mut(index) else { return };
+        queue.socket.recv(&mut queue.batch, BATCH);
+        let received = queue
+            .batch
+            .iter_mut()
+            .map(|frame| Received { bytes: frame.bytes, origin: Origin::Xdp { metadata: frame.metadata } });
+        let mut learn = |tunnel, mac: &_, remote| {
+            fdbs.learn(tunnel, mac, remote, now_seconds);
+        };
+        ingress.run(table, queue.verify, &mut learn, counters, received, devices);
+        queue.socket.release(&mut queue.batch);
+        queue.gauges.publish(queue.socket.frame_counts());
+    }
+
+    /// Kernel → UDP socket → lookup → decap → vet → coalesce → TUN/TAP.
+    fn ingress_endpoint(&mut self, index: usize, now_seconds: u32) {
+        let Parts { endpoints, devices, ingress, counters, .. } = &mut self.parts;
+        let Shared { table, fdbs, .. } = &self.shared;
+        let Some(endpoint) = endpoints.get_mut(index) else { return };
+        let (local, port) = (endpoint.local, endpoint.port);
+        let dropped_before = endpoint.socket.drops();
+        // An error here is a pending ICMP message or a signal: the next call sees the datagrams.
+        let Ok(batch) = endpoint.socket.receive(&mut self.buffers) else { return };
+        let received = batch.map(|datagram| Received {
+            bytes: datagram.payload,
+            origin: Origin::Socket { local, port, remote: datagram.remote, ecn: datagram.tos & 3 },
+        });
+        let mut learn = |tunnel, mac: &_, remote| {
+            fdbs.learn(tunnel, mac, remote, now_seconds);
+        };
+        ingress.run(table, endpoint.verify, &mut learn, counters, received, devices);
+        counters.udp_receive_drops.add(endpoint.socket.drops() - dropped_before);
+    }
+
+    /// TUN/TAP → route → segment → encap → UDP socket.
+    fn egress_device(&mut self, index: usize, now_seconds: u32) {
+        let Parts { devices, egress, sender, counters, .. } = &mut self.parts;
+        let around = Surroundings { table: &self.shared.table, fdbs: &self.shared.fdbs, counters, now_seconds };
+        let tunnel = TunnelIndex(index as u16);
+        let Some(device) = devices.0.get_mut(index) else { return };
+        for _ in 0..DEVICE_BURST {
+            match device.read(&mut self.frame) {
+                Ok(Some(len)) => egress.run(&around, tunnel, &mut self.frame[..len.min(READ_LEN)], sender),
+                Ok(None) => break,
+                Err(error) => {
+                    counters.tunnel(tunnel).tun_errors.count(&error);
+                    if error.raw_os_error() == Some(libc::EBADFD) {
+                        // Someone deleted the device: its queue would stay readable for ever.
+                        let _ = epoll::delete(&self.poll, device);
+                    }
+                    break;
+                }
+            }
+        }
+    }
+
+    /// What arrived before XDP was detached and the stop was seen still goes out, within bounds.
+    fn drain(mut self) -> io::Result<()> {
+        let now = Instant::now();
+        for index in 0..self.parts.queues.len() {
+            self.serve(Ready::Queue(index), now);
+        }
+        for index in 0..self.parts.endpoints.len() {
+            self.serve(Ready::Endpoint(index), now);
+        }
+        for index in 0..self.parts.devices.0.len() {
+            self.serve(Ready::Device(index), now);
+        }
+        Ok(())
+    }
+}
