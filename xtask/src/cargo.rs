@@ -23,13 +23,24 @@ pub fn tools() -> PathBuf {
     target().join("tools")
 }
 
-/// A cargo command in the workspace, with [`tools`] on its path.
+/// Where programs are looked for: the path, our tools, what `cargo install` made, what only root's path may hold.
+pub fn search_path() -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let installed = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".cargo")));
+    let more = [Some(tools()), installed.map(|home| home.join("bin")), Some("/usr/sbin".into())];
+    env::split_paths(&path).chain(more.into_iter().flatten()).collect()
+}
+
+/// The user's directory.
+pub fn home() -> Option<PathBuf> {
+    env::var_os("HOME").map(PathBuf::from)
+}
+
+/// A cargo command in the workspace, with [`search_path`] as its path.
 pub fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(workspace());
-    let path = env::var_os("PATH").unwrap_or_default();
-    let paths = std::iter::once(tools()).chain(env::split_paths(&path));
-    if let Ok(path) = env::join_paths(paths) {
+    if let Ok(path) = env::join_paths(search_path()) {
         command.env("PATH", path);
     }
     command

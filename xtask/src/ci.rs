@@ -1,11 +1,140 @@
 //! `cargo xtask test` and `cargo xtask ci`.
+//!
+//! Invariant: what needs root and has none is never passed over in silence. Deliberately absent: a second build for
+//! release; the tests run the daemon as the `dev` profile builds it, with overflow checks.
 
-use anyhow::Result;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
-pub fn test(_arguments: &[String]) -> Result<()> {
+use anyhow::{Context, Result, bail};
+
+use crate::cargo::{cargo, succeed, workspace};
+use crate::setup;
+
+/// The end-to-end tests share the machine's cores with the traffic they make, so they run one by one.
+const STEPS: [(&str, &[&str], &[&str]); 3] = [
+    ("units and properties", &["--lib", "--bins"], &[]),
+    ("the eBPF object and network namespaces", &["--test", "*"], &["--test-threads=1"]),
+    ("examples in the documentation", &["--doc"], &[]),
+];
+
+/// Everything there is to test.
+pub fn test(arguments: &[String]) -> Result<()> {
+    setup::ensure()?;
+    check_root()?;
+    let start = Instant::now();
+    let mut totals = Totals::default();
+    for (name, targets, options) in STEPS {
+        eprintln!("── {name}");
+        let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+        command.args(targets).arg("--").args(options).args(arguments);
+        totals.add(&run_tests(&mut command)?);
+    }
+    let seconds = start.elapsed().as_secs();
+    let line = format!("{} passed, {} failed, {} ignored in {seconds} s", totals.passed, totals.failed, totals.ignored);
+    if totals.failed > 0 || totals.broken {
+        bail!("{line}{}", if totals.broken { "; a test program did not build or did not end well" } else { "" });
+    }
+    println!("── {line}{}", if is_root() { "" } else { " — WITHOUT the tests that need root" });
     Ok(())
 }
 
+/// Formatting, lints and documentation with warnings denied, then [`test`].
 pub fn all() -> Result<()> {
+    setup::ensure()?;
+    setup::check_components()?;
+    step("fmt", &mut cargo(&["fmt", "--all", "--check"]))?;
+    if Path::new(&workspace().join("netfwd-ebpf/Cargo.toml")).exists() {
+        step("fmt of the eBPF crate", cargo(&["fmt", "--check"]).current_dir(workspace().join("netfwd-ebpf")))?;
+    }
+    step("clippy", &mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    step("docs", doc.env("RUSTDOCFLAGS", "--deny warnings"))?;
+    test(&[])
+}
+
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    eprintln!("── {name}");
+    succeed(command).with_context(|| format!("{name} found something"))
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn check_root() -> Result<()> {
+    if is_root() {
+        return Ok(());
+    }
+    let skip = std::env::var_os("NETFWD_SKIP_ROOT_TESTS").is_some_and(|value| value == "1");
+    if !skip {
+        bail!(
+            "most of netfwd's tests load an eBPF program or make network namespaces, and this is not root.\n\
+             Run them as root (sudo -E env PATH=$PATH cargo xtask test), or set NETFWD_SKIP_ROOT_TESTS=1 to leave them out."
+        );
+    }
+    eprintln!(
+        "{0}\n  NOT ROOT: every test that needs root is skipped, as NETFWD_SKIP_ROOT_TESTS=1 asks.\n{0}",
+        "═".repeat(90)
+    );
     Ok(())
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    /// Cargo failed for another reason than a failed test.
+    broken: bool,
+}
+
+impl Totals {
+    fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.broken |= other.broken;
+    }
+
+    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    fn read(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        let count = |word: &str| -> u64 {
+            let before = result.split(word).next().unwrap_or_default();
+            before.trim_end().rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+        };
+        self.passed += count(" passed");
+        self.failed += count(" failed");
+        self.ignored += count(" ignored");
+    }
+}
+
+/// Runs cargo test, passing its output on, and adds up what it says.
+fn run_tests(command: &mut Command) -> Result<Totals> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
+    let mut totals = Totals::default();
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        let line = line?;
+        println!("{line}");
+        totals.read(&line);
+    }
+    totals.broken = !child.wait()?.success() && totals.failed == 0;
+    Ok(totals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_add_up_over_test_programs() {
+        let mut totals = Totals::default();
+        totals.read("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
+        totals.read("test result: FAILED. 12 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out");
+        totals.read("test a_law ... ok");
+        assert_eq!(totals, Totals { passed: 15, failed: 2, ignored: 1, broken: false });
+    }
 }

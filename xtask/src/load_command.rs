@@ -1,6 +1,6 @@
 //! `cargo xtask load`: the load tool in processes of its own, for a lab made with `lab up`.
 
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -78,7 +78,7 @@ pub fn perform(task: &Task) -> Result<()> {
             println!("sent {sent} bytes, {:.2} Gbit/s", gigabits(sent, start.elapsed()));
         }
         Task::UdpReceive { port, verify, patience } => {
-            let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
+            let socket = udp::listen((Ipv6Addr::UNSPECIFIED, port).into())?;
             let patience = Duration::from_secs_f64(patience);
             let report = udp::receive(&socket, verify, patience, &Progress::default())?;
             println!("{:.2} Gbit/s, {report:?}", report.gigabits());

@@ -27,14 +27,14 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// Asks every 10 ms until `condition` holds; false when it did not within `timeout`, or Ctrl-C was pressed.
+/// Asks every 10 ms until `condition` holds; false when it did not within `timeout`.
 pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + timeout;
     loop {
         if condition() {
             return true;
         }
-        if Instant::now() >= deadline || crate::interrupt::requested() {
+        if Instant::now() >= deadline {
             return false;
         }
         std::thread::sleep(Duration::from_millis(10));

@@ -5,6 +5,7 @@ mod cargo;
 mod ci;
 mod lab_command;
 mod load_command;
+mod measure;
 mod run;
 mod setup;
 

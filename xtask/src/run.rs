@@ -1,13 +1,115 @@
-//! `cargo xtask run`.
+//! `cargo xtask run`: the gateway at work, for someone who sees it for the first time.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use xtask::interrupt;
+use xtask::lab::{Lab, METRICS_ADDRESS};
 
-pub fn on_this_machine(_config: &Path) -> Result<()> {
+use crate::measure::{Case, Counts, Direction, Gateway, Outcome, Protocol, Subject, measure};
+use crate::{cargo, setup};
+
+/// Offered load of the UDP part: what one core of a small machine forwards without loss.
+const UDP_RATE: f64 = 1.0;
+
+/// Builds the daemon and becomes it.
+pub fn on_this_machine(config: &Path) -> Result<()> {
+    setup::ensure()?;
+    let config = config.canonicalize().with_context(|| format!("cannot read {}", config.display()))?;
+    let binary = cargo::build_netfwd()?;
+    let error = Command::new(&binary).arg("run").arg("--config").arg(config).exec();
+    Err(error).with_context(|| format!("cannot run {}", binary.display()))
+}
+
+/// Shows the gateway in a lab, and the kernel's own device beside it.
+pub fn in_a_lab(seconds: f64) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the lab is made of network namespaces, which need root: sudo -E env PATH=$PATH cargo xtask run");
+    }
+    setup::ensure()?;
+    let binary = cargo::build_netfwd()?;
+    interrupt::install();
+    let lab = Lab::new()?;
+    println!("peer (kernel VXLAN) ══ gateway ── server: three network namespaces, MTU 1500, no offloads at the peer");
+    let mut columns = Vec::new();
+    for subject in [Subject::Netfwd, Subject::Kernel] {
+        columns.push(show(&lab, subject, &binary, seconds)?);
+        if interrupt::requested() {
+            println!("\nstopped; the namespaces are removed");
+            return Ok(());
+        }
+    }
+    summarize(&cases(seconds), &columns);
     Ok(())
 }
 
-pub fn in_a_lab(_seconds: f64) -> Result<()> {
-    Ok(())
+/// Two thirds of the time for TCP, one third for UDP.
+fn cases(seconds: f64) -> [Case; 4] {
+    let both = |protocol, share| {
+        [Direction::Ingress, Direction::Egress].map(|direction| Case { protocol, direction, seconds: seconds * share })
+    };
+    let [tcp_in, tcp_out] = both(Protocol::Tcp { flows: 1 }, 0.3);
+    let [udp_in, udp_out] = both(Protocol::Udp { rate: UDP_RATE }, 0.2);
+    [tcp_in, tcp_out, udp_in, udp_out]
+}
+
+/// Every case through one subject, a line a second.
+fn show(lab: &Lab, subject: Subject, binary: &Path, seconds: f64) -> Result<Vec<Outcome>> {
+    let gateway = subject.start(lab, binary)?;
+    announce(lab, &gateway);
+    let mut outcomes = Vec::new();
+    for case in cases(seconds).into_iter().take_while(|_| !interrupt::requested()) {
+        let (mut bytes_before, mut before) = (0, gateway.metrics()?);
+        let outcome = measure(lab, &gateway, case, |bytes| {
+            let now = gateway.metrics().unwrap_or_default();
+            print_line(case, (bytes - bytes_before) as f64 * 8e-9, Counts::between(&before, &now));
+            (bytes_before, before) = (bytes, now);
+        })?;
+        outcomes.push(outcome);
+    }
+    gateway.stop()?;
+    Ok(outcomes)
+}
+
+fn announce(lab: &Lab, gateway: &Gateway<'_>) {
+    let name = lab.gateway.name();
+    match gateway {
+        Gateway::Netfwd(netfwd) => {
+            println!("\nnetfwd, process {}, in the namespace {name}:", netfwd.id());
+            netfwd.log().lines().for_each(|line| println!("  {line}"));
+            println!(
+                "metrics: http://{METRICS_ADDRESS}/metrics (ip netns exec {name} curl -s http://{METRICS_ADDRESS}/metrics)"
+            );
+        }
+        Gateway::Kernel(_) => println!("\nthe kernel's own VXLAN device in the namespace {name}:"),
+    }
+    println!("{:>13} {:>13}  packets merged   packets cut  drops", "peer → server", "server → peer");
+}
+
+fn print_line(case: Case, gigabits: f64, counts: Counts) {
+    let (inward, outward) = match case.direction {
+        Direction::Ingress => (format!("{gigabits:.2} Gbit/s"), String::new()),
+        Direction::Egress => (String::new(), format!("{gigabits:.2} Gbit/s")),
+    };
+    let per_frame = |ratio: f64| if ratio > 0.0 { format!("{ratio:.1} a frame") } else { "–".to_owned() };
+    let protocol = if matches!(case.protocol, Protocol::Tcp { .. }) { "TCP" } else { "UDP" };
+    let (merged, cut) = (per_frame(counts.merged), per_frame(counts.cut));
+    println!("{inward:>13} {outward:>13}  {merged:>14} {cut:>13}  {:>5}  {protocol}", counts.drops);
+}
+
+fn summarize(cases: &[Case], columns: &[Vec<Outcome>]) {
+    println!("\n{:24} {:>32} {:>32}", "", "netfwd", "kernel VXLAN");
+    for (row, case) in cases.iter().enumerate() {
+        let cells: Vec<String> = columns.iter().filter_map(|column| column.get(row)).map(cell).collect();
+        println!("{:24} {}", case.name(), cells.iter().map(|cell| format!("{cell:>32}")).collect::<Vec<_>>().join(" "));
+    }
+    println!("CPU-seconds are the whole machine's, load tool and veth pairs included, for each GB of payload.");
+    println!("AF_XDP on veth copies each packet where the kernel's own path does not: see cargo xtask bench.");
+}
+
+fn cell(outcome: &Outcome) -> String {
+    let loss = if outcome.loss > 0.0 { format!(", {:.1} % lost", outcome.loss * 100.0) } else { String::new() };
+    format!("{:.2} Gbit/s, {:.2} CPU-s/GB{loss}", outcome.gigabits, outcome.cpu_per_gigabyte)
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::{cargo, tools};
+use crate::cargo::{cargo, home, search_path, tools};
 
 /// Debian's compiler with `core` for BPF.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
@@ -129,7 +129,7 @@ impl Missing {
         }
         if !packages.is_empty() {
             let mut apt = apt(&["install", "--yes", "--no-install-recommends", "-qq"]);
-            quietly(apt.args(&packages))?;
+            quietly(apt.args(&packages)).with_context(|| self.advice())?;
         }
         if self.linker {
             quietly(cargo(&LINKER_INSTALL).env("LLVM_PREFIX", LLVM_PREFIX))?;
@@ -164,17 +164,9 @@ fn has_debian_core() -> bool {
             .is_ok_and(|mut dir| dir.any(|entry| entry.is_ok_and(|e| is_core(&e.file_name().to_string_lossy()))))
 }
 
-/// Where a program is: on the path, where the system keeps its own, in cargo's directory, or among our tools.
+/// Where a program is.
 fn find(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let more =
-        [Some(tools()), home().map(|home| home.join(".cargo/bin")), Some("/usr/sbin".into()), Some("/sbin".into())];
-    let candidates = env::split_paths(&path).chain(more.into_iter().flatten()).map(|directory| directory.join(program));
-    candidates.into_iter().find(|candidate| candidate.is_file())
-}
-
-fn home() -> Option<PathBuf> {
-    env::var_os("HOME").map(PathBuf::from)
+    search_path().into_iter().map(|directory| directory.join(program)).find(|candidate| candidate.is_file())
 }
 
 fn apt(arguments: &[&str]) -> Command {
@@ -185,14 +177,13 @@ fn apt(arguments: &[&str]) -> Command {
 
 /// `apt-get update`, if it was not done lately.
 fn refresh_lists() -> Result<()> {
-    let changed = |entry: fs::DirEntry| entry.metadata().and_then(|data| data.modified()).ok();
-    let is_list = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().contains("_Packages");
-    let lists = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten().filter(is_list);
-    // The lists themselves carry the mirror's time; the directory's is that of the last update here.
-    let updated = fs::metadata("/var/lib/apt/lists/partial").and_then(|data| data.modified()).ok();
-    let newest = lists.filter_map(changed).max().max(updated);
-    let fresh = newest.is_some_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < LISTS_FRESH));
-    if fresh { Ok(()) } else { quietly(&mut apt(&["update", "-qq"])) }
+    let directory = Path::new("/var/lib/apt/lists");
+    let mut entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let any = entries.any(|entry| entry.file_name().to_string_lossy().contains("_Packages"));
+    // The lists themselves carry the mirror's time, the directory that of the last update here.
+    let updated = fs::metadata(directory).and_then(|data| data.modified()).ok();
+    let fresh = updated.is_some_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < LISTS_FRESH));
+    if any && fresh { Ok(()) } else { quietly(&mut apt(&["update", "-qq"])) }
 }
 
 /// The package's daemon would be started and come back at every boot, so only the one program is taken out of it.

@@ -46,6 +46,19 @@ const LAN6: &str = "fd20::/64";
 /// The names that `lab up` uses: peer, gateway, server.
 const FIXED_NAMES: [&str; 3] = ["nf-peer", "nf-gw", "nf-server"];
 
+/// May this test make namespaces? Without root it panics, since a skipped test must not look like a passed one; with
+/// `NETFWD_SKIP_ROOT_TESTS=1` in the environment it says that it skips, and returns false.
+pub fn root_or_skip() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    if std::env::var_os("NETFWD_SKIP_ROOT_TESTS").is_none_or(|value| value != "1") {
+        panic!("this test makes network namespaces and needs root; NETFWD_SKIP_ROOT_TESTS=1 skips it");
+    }
+    eprintln!("SKIPPED, not passed: this test needs root");
+    false
+}
+
 /// What a lab is to look like.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -14,6 +14,7 @@ use super::metrics::Metrics;
 use super::process::Process;
 use super::tunnel::Tunnel;
 use super::{Lab, Namespace, UNDERLAY};
+use crate::interrupt;
 use crate::machine::wait_until;
 
 /// Where the daemon's metrics are, inside the gateway's namespace.
@@ -121,7 +122,11 @@ impl Netfwd {
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let ready = wait_until(START_TIMEOUT, || self.get("/healthz").is_ok() || !self.is_running());
+        let mut ready = false;
+        wait_until(START_TIMEOUT, || {
+            ready = self.get("/healthz").is_ok();
+            ready || !self.is_running() || interrupt::requested()
+        });
         if let Some(status) = self.process.try_wait()? {
             bail!("netfwd ended at once ({status}):\n{}", self.log());
         }

@@ -4,6 +4,7 @@
 //! a full pipe stops the child, and a test that waits for that child then hangs.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
@@ -27,7 +28,8 @@ impl Process {
         let line = line_of(command);
         let file = File::options().create(true).append(true).open(log);
         let file = file.with_context(|| format!("cannot write {}", log.display()))?;
-        let child = command.stdout(file.try_clone()?).stderr(file).spawn();
+        // A group of its own: Ctrl-C is for us, who then end the child in the ordinary way.
+        let child = command.process_group(0).stdout(file.try_clone()?).stderr(file).spawn();
         let child = child.with_context(|| format!("cannot start: {line}"))?;
         Ok(Self { child, line, log: log.to_owned() })
     }

@@ -151,9 +151,12 @@ impl Tunnel {
     ) -> Result<()> {
         let name = &self.name;
         namespace.ip(&format!("link add {name} mtu {} {}", self.device_mtu(underlay_mtu), self.link_type(side)))?;
+        // A connected route would win over the one that says where packets go.
+        let connected = if self.kind == TunnelKind::VxlanGpe { " noprefixroute" } else { "" };
         for family in [Family::V4, Family::V6] {
             let length = if family == Family::V4 { 24 } else { 64 };
-            namespace.ip(&format!("address add {}/{length} dev {name} nodad", self.address(side, family)))?;
+            namespace
+                .ip(&format!("address add {}/{length} dev {name} nodad{connected}", self.address(side, family)))?;
         }
         namespace.ip(&format!("link set {name} up"))?;
         for route in self.routes(side, with_lan) {
@@ -195,13 +198,13 @@ impl Tunnel {
 
     /// The light-weight tunnel part of a route.
     fn encap(&self, side: Side) -> String {
-        let (ip, checksum) = match self.underlay {
-            Family::V4 if self.outer_checksum => ("ip", "csum"),
-            Family::V4 => ("ip", ""),
-            Family::V6 => ("ip6", "csum"),
+        let (ip, options) = match self.underlay {
+            Family::V4 if self.outer_checksum => ("ip", "ttl 64 csum"),
+            Family::V4 => ("ip", "ttl 64"),
+            Family::V6 => ("ip6", "hoplimit 64 csum"),
         };
         let (local, remote) = (self.outer_address(side), self.outer_address(other(side)));
-        format!("encap {ip} id {} src {local} dst {remote} ttl 64 {checksum}", self.vni)
+        format!("encap {ip} id {} src {local} dst {remote} {options}", self.vni)
     }
 
     /// netfwd's `[[tunnel]]` for the gateway's side.

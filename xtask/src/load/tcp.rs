@@ -164,7 +164,7 @@ fn accept(listener: &TcpListener) -> Result<TcpStream> {
     listener.set_nonblocking(true)?;
     let mut accepted = Err(anyhow!("nobody connected within {STALL:?}"));
     crate::machine::wait_until(STALL, || match listener.accept() {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => crate::interrupt::requested(),
         result => {
             accepted = result.map(|(socket, _)| socket).context("accept failed");
             true

@@ -110,7 +110,7 @@ pub fn run_watched(
     load: &Load,
     progress: Arc<Progress>,
 ) -> Result<Report> {
-    let receiving = to.run(|| UdpSocket::bind(any_address(address, 0)))??;
+    let receiving = to.run(|| listen(any_address(address, 0)))??;
     let target = SocketAddr::new(address, receiving.local_addr()?.port());
     let verify = load.verify;
     let patience = load.duration + Duration::from_secs(5);
@@ -235,11 +235,17 @@ fn hash(seed: u64, bytes: &[u8]) -> u64 {
     rest.iter().fold(state, |state, byte| step(state, u64::from(*byte)))
 }
 
-/// Receives until the sender says that this was all; an error if that takes longer than `patience`.
-pub fn receive(socket: &UdpSocket, verify: bool, patience: Duration, progress: &Progress) -> Result<Report> {
-    socket::set_gro(socket).context("UDP_GRO")?;
-    socket::set_receive_buffer(socket, 16 << 20).context("SO_RCVBUF")?;
+/// A socket to receive on, with room for what comes before the receiver runs.
+pub fn listen(address: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(address).with_context(|| format!("cannot bind {address}"))?;
+    socket::set_gro(&socket).context("UDP_GRO")?;
+    socket::set_receive_buffer(&socket, 16 << 20).context("SO_RCVBUF")?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    Ok(socket)
+}
+
+/// Receives on a socket from [`listen`] until the sender says that this was all, or for as long as `patience`.
+pub fn receive(socket: &UdpSocket, verify: bool, patience: Duration, progress: &Progress) -> Result<Report> {
     let mut receiver = Receiver { verify, ..Receiver::default() };
     let mut buffer = vec![0; 1 << 16];
     let deadline = Instant::now() + patience;
@@ -321,7 +327,7 @@ mod tests {
     use super::*;
 
     fn over_loopback(load: Load) -> Report {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let target = socket.local_addr().unwrap();
         let receiver = thread::spawn(move || receive(&socket, true, Duration::from_secs(10), &Progress::default()));
         let sent = send(target, &load).unwrap();

@@ -1,0 +1,120 @@
+//! The whole gateway in a lab: netfwd in three forms and the kernel's VXLAN device, taking turns.
+//!
+//! In every round each subject is started afresh and gets every load, so that a machine that slows down slows all of them
+//! down. What veth makes dearer for us than for the kernel (AF_XDP copies each packet there) is in the figures.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use xtask::interrupt;
+use xtask::lab::Lab;
+
+use super::Figure;
+use crate::cargo;
+use crate::measure::{Case, Direction, Gateway, Outcome, Protocol, Subject, measure};
+
+/// More than any subject forwards on a small machine would only measure how it sheds load.
+const UDP_RATE: f64 = 2.0;
+/// Copy-mode and zero-copy chunks alike.
+const UMEM_CHUNK: f64 = 2048.0;
+const MIB: f64 = 1_048_576.0;
+
+/// Every case for every subject: medians over the rounds.
+pub fn measure_all(subjects: &[Subject], rounds: usize, seconds: f64) -> Result<Vec<Figure>> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the lab is made of network namespaces, which need root");
+    }
+    let binary = if subjects == [Subject::Kernel] { PathBuf::new() } else { cargo::build_netfwd()? };
+    interrupt::install();
+    let lab = Lab::new()?;
+    let mut samples = Vec::new();
+    for round in 1..=rounds {
+        for &subject in subjects {
+            eprintln!("lab: round {round} of {rounds}, {}", subject.name());
+            samples.extend(measure_subject(&lab, subject, &binary, seconds)?);
+            if interrupt::requested() {
+                bail!("stopped; the namespaces are removed");
+            }
+        }
+    }
+    Ok(medians(&samples))
+}
+
+fn cases(seconds: f64) -> Vec<Case> {
+    let protocols = [Protocol::Tcp { flows: 1 }, Protocol::Tcp { flows: 8 }, Protocol::Udp { rate: UDP_RATE }];
+    let directions = [Direction::Ingress, Direction::Egress];
+    let pairs = protocols.into_iter().flat_map(|protocol| directions.map(|direction| (protocol, direction)));
+    pairs.map(|(protocol, direction)| Case { protocol, direction, seconds }).collect()
+}
+
+fn measure_subject(lab: &Lab, subject: Subject, binary: &Path, seconds: f64) -> Result<Vec<Figure>> {
+    let gateway = subject.start(lab, binary)?;
+    let mut figures = Vec::new();
+    for case in cases(seconds) {
+        let outcome = measure(lab, &gateway, case, |_| {})?;
+        figures.extend(figures_of(subject, case, &outcome));
+        if interrupt::requested() {
+            return Ok(figures);
+        }
+    }
+    figures.extend(memory(subject, &gateway)?);
+    gateway.stop()?;
+    Ok(figures)
+}
+
+fn figures_of(subject: Subject, case: Case, outcome: &Outcome) -> Vec<Figure> {
+    let mut figures = vec![
+        figure(subject, &case.name(), outcome.gigabits, "Gbit/s"),
+        figure(subject, &case.name(), outcome.cpu_per_gigabyte, "CPU-seconds per GB, whole machine"),
+    ];
+    if matches!(case.protocol, Protocol::Udp { .. }) {
+        figures.push(figure(subject, &case.name(), outcome.loss * 100.0, "% of datagrams lost"));
+    }
+    if subject != Subject::Kernel {
+        let ratio = if case.direction == Direction::Ingress { outcome.counts.merged } else { outcome.counts.cut };
+        figures.push(figure(subject, &case.name(), ratio, "packets per frame at the device"));
+    }
+    figures
+}
+
+/// Resident memory after all that traffic, and what of it the UMEM may take.
+fn memory(subject: Subject, gateway: &Gateway<'_>) -> Result<Vec<Figure>> {
+    let Some(resident) = gateway.resident_bytes() else { return Ok(Vec::new()) };
+    let umem = gateway.metrics()?.sum("netfwd_xsk_umem_frames") * UMEM_CHUNK;
+    Ok(vec![
+        figure(subject, "resident", resident as f64 / MIB, "MiB"),
+        figure(subject, "of which UMEM, at most", umem / MIB, "MiB"),
+    ])
+}
+
+fn figure(subject: Subject, case: &str, value: f64, unit: &str) -> Figure {
+    let [bench, case, subject, unit] = ["lab", case, subject.name(), unit].map(str::to_owned);
+    Figure { bench, case, subject, value, unit }
+}
+
+/// The median of the samples that differ only in their values, in order of first appearance.
+fn medians(samples: &[Figure]) -> Vec<Figure> {
+    let same = |one: &Figure, two: &Figure| Figure { value: two.value, ..one.clone() } == *two;
+    let mut figures: Vec<Figure> = Vec::new();
+    for sample in samples {
+        if figures.iter().any(|figure| same(figure, sample)) {
+            continue;
+        }
+        let mut values: Vec<f64> =
+            samples.iter().filter(|other| same(sample, other)).map(|other| other.value).collect();
+        values.sort_by(f64::total_cmp);
+        figures.push(Figure { value: values[values.len() / 2], ..sample.clone() });
+    }
+    figures
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_become_medians() {
+        let sample = |value| figure(Subject::Kernel, "case", value, "unit");
+        assert_eq!(medians(&[sample(3.0), sample(1.0), sample(2.0)]), vec![sample(2.0)]);
+    }
+}

@@ -1,0 +1,102 @@
+//! `cargo xtask bench`: every figure beside what it is to be compared with, from one run.
+//!
+//! Figures of different runs or machines say little about each other, so each benchmark has all its subjects take turns
+//! and the table shows ratios. The small benchmarks are netfwd's own (`netfwd/benches`); the lab is here.
+
+mod lab;
+mod report;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::cargo::{cargo, target};
+use crate::measure::Subject;
+use crate::setup;
+
+/// What to measure and how long.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Which benchmarks; all of them by default
+    #[arg(value_enum)]
+    benches: Vec<Bench>,
+    /// Subjects of the lab; all of them by default
+    #[arg(long, value_enum, value_delimiter = ',')]
+    subjects: Vec<Subject>,
+    /// Rounds of the lab; the figures are medians
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds for each load of the lab
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Bench {
+    /// The XDP program, in ns per packet
+    Xdp,
+    /// The coalescer beside tun-rs'
+    Coalesce,
+    /// Segmentation beside tun-rs'
+    Segment,
+    /// The whole gateway in a lab, beside the kernel's VXLAN device
+    Lab,
+}
+
+/// One figure.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+struct Figure {
+    bench: String,
+    case: String,
+    subject: String,
+    value: f64,
+    unit: String,
+}
+
+/// Measures, prints a table and writes `bench.json` beside the build results.
+pub fn perform(arguments: &Arguments) -> Result<()> {
+    setup::ensure()?;
+    let all = [Bench::Xdp, Bench::Coalesce, Bench::Segment, Bench::Lab];
+    let benches = if arguments.benches.is_empty() { &all[..] } else { &arguments.benches };
+    let subjects = if arguments.subjects.is_empty() { &Subject::ALL[..] } else { &arguments.subjects };
+    let mut figures = Vec::new();
+    for bench in benches {
+        figures.extend(match bench {
+            Bench::Xdp => micro("xdp")?,
+            Bench::Coalesce => micro("coalesce")?,
+            Bench::Segment => micro("segment")?,
+            Bench::Lab => lab::measure_all(subjects, arguments.rounds, arguments.seconds)?,
+        });
+    }
+    print!("{}", report::tables(&figures));
+    write_json(&figures)
+}
+
+/// Runs one of netfwd's own benchmarks, which print a table for people and one JSON object a line for us.
+fn micro(name: &str) -> Result<Vec<Figure>> {
+    let mut command = cargo(&["bench", "--package", "netfwd", "--bench", name]);
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo bench")?;
+    let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    let figures = lines.map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok()).collect();
+    if !child.wait()?.success() {
+        bail!("the benchmark {name} failed");
+    }
+    Ok(figures)
+}
+
+fn write_json(figures: &[Figure]) -> Result<()> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let text = serde_json::to_string_pretty(&serde_json::json!({
+        "machine": { "kernel": kernel.trim(), "cores": cores, "architecture": std::env::consts::ARCH },
+        "figures": figures,
+    }))?;
+    let path = target().join("bench.json");
+    fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    println!("written to {}", path.display());
+    Ok(())
+}

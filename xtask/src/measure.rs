@@ -1,0 +1,219 @@
+//! One load through a lab's gateway, and what it cost.
+//!
+//! `run` shows it and `bench` records it, so both mean the same by a Gbit/s, a CPU-second and a drop.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use xtask::lab::{Config, Family, KernelGateway, Lab, Metrics, Netfwd};
+use xtask::load::{Progress, tcp, udp};
+use xtask::machine;
+
+/// Payload of one datagram: fits the overlay's MTU over IPv4 and IPv6 underlays.
+const DATAGRAM: usize = 1372;
+
+/// What stands in the gateway.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Subject {
+    /// netfwd as it ships.
+    Netfwd,
+    /// Without XDP: everything through the UDP sockets.
+    NoXdp,
+    /// Without coalescing.
+    NoGro,
+    /// The kernel's own tunnel device.
+    Kernel,
+}
+
+impl Subject {
+    /// All of them, the one to compare with first.
+    pub const ALL: [Self; 4] = [Self::Netfwd, Self::NoXdp, Self::NoGro, Self::Kernel];
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Netfwd => "netfwd",
+            Self::NoXdp => "netfwd, xdp off",
+            Self::NoGro => "netfwd, gro off",
+            Self::Kernel => "kernel",
+        }
+    }
+
+    /// Puts it into the lab's gateway.
+    pub fn start<'a>(self, lab: &'a Lab, binary: &Path) -> Result<Gateway<'a>> {
+        let config = match self {
+            Self::Netfwd => Config::of(lab),
+            Self::NoXdp => Config::of(lab).xdp("off"),
+            Self::NoGro => Config::of(lab).gro(false),
+            Self::Kernel => return lab.kernel_gateway().map(Gateway::Kernel),
+        };
+        Netfwd::start(lab, binary, &config).map(Gateway::Netfwd)
+    }
+}
+
+/// A subject at work.
+pub enum Gateway<'a> {
+    /// The daemon.
+    Netfwd(Netfwd),
+    /// The kernel's devices, held for what their drop does.
+    Kernel(#[expect(dead_code, reason = "removes the devices when dropped")] KernelGateway<'a>),
+}
+
+impl Gateway<'_> {
+    /// A scrape; the kernel has none to offer.
+    pub fn metrics(&self) -> Result<Metrics> {
+        match self {
+            Self::Netfwd(netfwd) => netfwd.metrics(),
+            Self::Kernel(_) => Ok(Metrics::default()),
+        }
+    }
+
+    /// Resident memory in bytes, of a daemon.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Netfwd(netfwd) => machine::resident_bytes(netfwd.id()).ok(),
+            Self::Kernel(_) => None,
+        }
+    }
+
+    /// Ends it in the ordinary way.
+    pub fn stop(self) -> Result<()> {
+        if let Self::Netfwd(mut netfwd) = self {
+            let status = netfwd.stop()?;
+            if !status.success() {
+                return Err(anyhow!("netfwd ended with {status}:\n{}", netfwd.log()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which way the payload goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Direction {
+    /// Peer to server: decapsulated and coalesced.
+    Ingress,
+    /// Server to peer: segmented and encapsulated.
+    Egress,
+}
+
+/// What is sent.
+#[derive(Clone, Copy, Debug)]
+pub enum Protocol {
+    /// Bulk TCP on that many connections.
+    Tcp { flows: u32 },
+    /// Datagrams of one size at that many Gbit/s.
+    Udp { rate: f64 },
+}
+
+/// One load.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// What is sent.
+    pub protocol: Protocol,
+    /// Which way.
+    pub direction: Direction,
+    /// For how long.
+    pub seconds: f64,
+}
+
+impl Case {
+    /// Its name in tables.
+    pub fn name(&self) -> String {
+        let way = if self.direction == Direction::Ingress { "peer → server" } else { "server → peer" };
+        match self.protocol {
+            Protocol::Tcp { flows: 1 } => format!("TCP {way}, 1 flow"),
+            Protocol::Tcp { flows } => format!("TCP {way}, {flows} flows"),
+            Protocol::Udp { .. } => format!("UDP {way}"),
+        }
+    }
+}
+
+/// What came out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    /// Gbit/s of payload received.
+    pub gigabits: f64,
+    /// CPU-seconds of the whole machine for each GB of payload.
+    pub cpu_per_gigabyte: f64,
+    /// What the gateway counted meanwhile.
+    pub counts: Counts,
+    /// Share of the datagrams that never came.
+    pub loss: f64,
+}
+
+/// Growth of the daemon's counters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Inner packets for each frame written to the device.
+    pub merged: f64,
+    /// Inner packets for each frame read from the device.
+    pub cut: f64,
+    /// Everything dropped, wherever.
+    pub drops: f64,
+}
+
+impl Counts {
+    /// What happened between two scrapes.
+    pub fn between(before: &Metrics, after: &Metrics) -> Self {
+        let growth = |name: &str| after.growth(before, name, &[]);
+        let ratio = |packets: f64, frames: f64| if frames > 0.0 { packets / frames } else { 0.0 };
+        let drops = [
+            "netfwd_drops_total",
+            "netfwd_tun_queue_drops_total",
+            "netfwd_udp_receive_drops_total",
+            "netfwd_xsk_rx_dropped_total",
+            "netfwd_xsk_rx_ring_full_total",
+        ];
+        Self {
+            merged: ratio(growth("netfwd_gro_input_packets_total"), growth("netfwd_gro_output_frames_total")),
+            cut: ratio(growth("netfwd_tso_output_packets_total"), growth("netfwd_tun_read_frames_total")),
+            drops: drops.into_iter().map(growth).sum(),
+        }
+    }
+}
+
+/// Runs one load; `each_second` sees the bytes received so far, about once a second.
+pub fn measure(lab: &Lab, gateway: &Gateway<'_>, case: Case, mut each_second: impl FnMut(u64)) -> Result<Outcome> {
+    let progress = Arc::new(Progress::default());
+    let before = gateway.metrics()?;
+    let cpu = machine::cpu_time()?;
+    let (gigabits, bytes, loss) = thread::scope(|scope| {
+        let load = scope.spawn(|| send(lab, case, Arc::clone(&progress)));
+        let mut next = Instant::now() + Duration::from_secs(1);
+        while !load.is_finished() {
+            thread::sleep(Duration::from_millis(20));
+            if Instant::now() >= next {
+                next += Duration::from_secs(1);
+                each_second(progress.bytes());
+            }
+        }
+        load.join().map_err(|_| anyhow!("the load panicked"))?
+    })?;
+    let cpu = (machine::cpu_time()? - cpu).as_secs_f64();
+    let counts = Counts::between(&before, &gateway.metrics()?);
+    Ok(Outcome { gigabits, cpu_per_gigabyte: cpu / (bytes as f64 / 1e9), counts, loss })
+}
+
+/// Returns Gbit/s, bytes and the share lost.
+fn send(lab: &Lab, case: Case, progress: Arc<Progress>) -> Result<(f64, u64, f64)> {
+    let (from, to, address) = match case.direction {
+        Direction::Ingress => (&lab.peer, &lab.server, lab.server_address(Family::V4)),
+        Direction::Egress => (&lab.server, &lab.peer, lab.peer_address(Family::V4)),
+    };
+    match case.protocol {
+        Protocol::Tcp { flows } => {
+            let load = tcp::Load::for_seconds(flows, case.seconds);
+            let report = tcp::run_watched(from, to, address, load, progress)?;
+            Ok((report.gigabits(), report.received, 0.0))
+        }
+        Protocol::Udp { rate } => {
+            let load = udp::Load::for_seconds(DATAGRAM, case.seconds, rate);
+            let report = udp::run_watched(from, to, address, &load, progress)?;
+            Ok((report.gigabits(), report.bytes, report.lost() as f64 / report.sent.max(1) as f64))
+        }
+    }
+}
