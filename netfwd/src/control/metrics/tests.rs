@@ -8,6 +8,7 @@ use netfwd_common::reason::{DropReason, Stage};
 use prometheus::{Registry, TextEncoder};
 
 use super::*;
+use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::Direction;
 use crate::datapath::table::Tunnel;
 
