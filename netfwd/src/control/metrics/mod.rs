@@ -27,7 +27,7 @@ mod source;
 pub use drops::can_occur;
 pub use family::Family;
 pub use scrape::Scrape;
-pub use source::{Source, XdpCounts, XskCounts};
+pub use source::{Source, XskCounts};
 
 /// Everything that is asked at a scrape.
 pub struct Metrics {
