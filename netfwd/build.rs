@@ -119,13 +119,8 @@ fn sysroot(command: &mut Command) -> Option<PathBuf> {
 
 fn build(toolchain: &Toolchain, source: &Path, target_dir: &Path) -> Result<(), String> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_else(|_| "x86_64".to_owned());
-    let flags = [
-        format!("--cfg=bpf_target_arch=\"{arch}\""),
-        "-Cdebuginfo=2".to_owned(),
-        "-Clink-arg=--btf".to_owned(),
-        // Packet headers are rarely aligned; without this each word is put together from bytes.
-        "-Ctarget-feature=+allows-misaligned-mem-access".to_owned(),
-    ];
+    let flags =
+        [format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
     let mut command = toolchain.cargo();
     command
         .args(["--release", "--locked", "--bins", "--target", TARGET, "--target-dir"])

@@ -4,6 +4,8 @@
 //! and over packet pointers under the BPF verifier. The trait is shaped by the poorer of the two: constant-size loads
 //! only, one loop, and no reference into the packet ever leaves it.
 
+use zerocopy::FromBytes as _;
+
 use crate::checksum::Sum;
 
 /// Bytes that can be read at checked offsets.
@@ -21,8 +23,12 @@ pub trait Cursor {
         self.len()
     }
 
-    /// The `N` bytes at `offset`, if they are all there.
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// The 16-bit value at `offset` in network byte order, if it is there.
+    fn load_u16(&self, offset: usize) -> Option<u16>;
+
+    /// The `N` 32-bit words at `offset` in memory order, if they are all there. Headers are multiples of 32 bits; as words
+    /// they stay aligned on the BPF stack, where the verifier insists on it, and add up directly.
+    fn load_words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
 
     /// The one's complement sum of `len` bytes at `offset`, if they are all there and this cursor can sum so many.
     fn sum(&self, offset: usize, len: usize) -> Option<Sum>;
@@ -41,8 +47,13 @@ impl Cursor for [u8] {
         self.len()
     }
 
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.get(offset..)?.first_chunk().copied()
+    fn load_u16(&self, offset: usize) -> Option<u16> {
+        self.get(offset..)?.first_chunk().copied().map(u16::from_be_bytes)
+    }
+
+    fn load_words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let (words, _) = <[[u8; 4]; N]>::read_from_prefix(self.get(offset..)?).ok()?;
+        Some(words.map(u32::from_ne_bytes))
     }
 
     fn sum(&self, offset: usize, len: usize) -> Option<Sum> {

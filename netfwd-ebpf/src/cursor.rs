@@ -7,11 +7,14 @@
 //! byte that user space keeps at zero but the verifier does not know: adding it makes an offset an unknown scalar, so
 //! all paths look the same and are verified once.
 
+use core::arch::asm;
+
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_meta, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use netfwd_common::abi::Metadata;
 use netfwd_common::checksum::Sum;
 use netfwd_common::cursor::{Cursor, SHORT};
+use zerocopy::transmute;
 
 /// Bytes per turn of the payload loop: sixteen 32-bit loads.
 const BLOCK: usize = 64;
@@ -43,33 +46,30 @@ impl<'a> Packet<'a> {
         (start.wrapping_add(len) <= self.end).then_some(start)
     }
 
-    /// The sum of the bits of `len` below `limit`, from the largest down: 32, 16, 8, 4, 2 and 1 bytes.
+    /// The sum of the last `len % 64` of `len` bytes at `offset`: pieces of 32, 16, 8, 4, 2 and 1 bytes.
+    ///
+    /// Each piece's place is computed from `len` alone, not from what was taken before, and through a barrier, so that
+    /// the verifier learns nothing from the branches and the paths meet again behind each piece.
     #[inline(always)]
-    fn tail(&self, mut offset: usize, len: usize) -> Option<u64> {
+    fn tail(&self, offset: usize, len: usize) -> Option<u64> {
         let mut sum = 0;
-        if len & 32 != 0 {
-            sum += words::<8>(self.at(offset, 32)?);
-            offset += 32;
+        if barrier(len) & 32 != 0 {
+            sum += words::<8>(self.at(offset + (barrier(len) & !63), 32)?);
         }
-        if len & 16 != 0 {
-            sum += words::<4>(self.at(offset, 16)?);
-            offset += 16;
+        if barrier(len) & 16 != 0 {
+            sum += words::<4>(self.at(offset + (barrier(len) & !31), 16)?);
         }
-        if len & 8 != 0 {
-            sum += words::<2>(self.at(offset, 8)?);
-            offset += 8;
+        if barrier(len) & 8 != 0 {
+            sum += words::<2>(self.at(offset + (barrier(len) & !15), 8)?);
         }
-        if len & 4 != 0 {
-            sum += words::<1>(self.at(offset, 4)?);
-            offset += 4;
+        if barrier(len) & 4 != 0 {
+            sum += words::<1>(self.at(offset + (barrier(len) & !7), 4)?);
         }
-        if len & 2 != 0 {
-            sum += u64::from(u16::from_ne_bytes(self.load(offset)?));
-            offset += 2;
+        if barrier(len) & 2 != 0 {
+            sum += load16(self.at(offset + (barrier(len) & !3), 2)?);
         }
-        if len & 1 != 0 {
-            let [last] = self.load(offset)?;
-            sum += u64::from(last);
+        if barrier(len) & 1 != 0 {
+            sum += load8(self.at(offset + (barrier(len) & !1), 1)?);
         }
         Some(sum)
     }
@@ -78,7 +78,7 @@ impl<'a> Packet<'a> {
 impl Cursor for Packet<'_> {
     #[inline(always)]
     fn len(&self) -> usize {
-        self.end as usize - self.start as usize
+        distance(self.start as usize, self.end as usize)
     }
 
     #[inline(always)]
@@ -88,10 +88,14 @@ impl Cursor for Packet<'_> {
     }
 
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.at(offset, N)?;
-        // SAFETY: `at` has compared the N bytes with the end of the packet, and the verifier has seen it.
-        Some(unsafe { start.cast::<[u8; N]>().read_unaligned() })
+    fn load_u16(&self, offset: usize) -> Option<u16> {
+        Some(u16::from_be(load16(self.at(offset, 2)?) as u16))
+    }
+
+    #[inline(always)]
+    fn load_words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let start = self.at(offset, 4 * N)?;
+        Some(core::array::from_fn(|word| load32(start.wrapping_add(4 * word)) as u32))
     }
 
     #[inline(always)]
@@ -101,7 +105,7 @@ impl Cursor for Packet<'_> {
         }
         let offset = (offset + self.zero) & OFFSET_MASK;
         let len = (len + self.zero) & LEN_MASK;
-        let blocks = len / BLOCK;
+        let blocks = barrier(len) / BLOCK;
         let mut at = self.start.wrapping_add(offset);
         let mut sum = 0;
         for turn in 0..MAX_BLOCKS {
@@ -115,7 +119,7 @@ impl Cursor for Packet<'_> {
             sum += words::<{ BLOCK / 4 }>(at);
             at = next;
         }
-        Some(Sum::from_raw(sum + self.tail(offset + blocks * BLOCK, len)?))
+        Some(Sum::from_raw(sum + self.tail(offset, len)?))
     }
 
     #[inline(always)]
@@ -127,18 +131,39 @@ impl Cursor for Packet<'_> {
 /// The sum of `N` 32-bit words whose bounds have been checked.
 #[inline(always)]
 fn words<const N: usize>(start: *const u8) -> u64 {
-    // SAFETY: every caller has compared `start + 4 N` with the end of the packet, and the verifier has seen it.
-    let words = unsafe { start.cast::<[u32; N]>().read_unaligned() };
-    words.into_iter().map(u64::from).sum()
+    let mut sum = 0;
+    for word in 0..N {
+        sum += load32(start.wrapping_add(4 * word));
+    }
+    sum
 }
+
+/// Defines a load as the one instruction that it is. Packet headers are rarely aligned, which the verifier allows in packet
+/// memory; a Rust load of an unaligned word would be put together from bytes, an aligned one would be a lie.
+macro_rules! load {
+    ($name:ident, $instruction:literal) => {
+        /// Every caller has compared the bytes at `from` with the end of the packet, or the verifier refuses the program.
+        #[inline(always)]
+        fn $name(from: *const u8) -> u64 {
+            let value: u64;
+            // SAFETY: a load that the verifier has not seen checked does not load: it keeps the whole program out.
+            unsafe { asm!($instruction, value = out(reg) value, from = in(reg) from, options(pure, readonly, nostack)) };
+            value
+        }
+    };
+}
+
+load!(load32, "{value} = *(u32 *)({from} + 0)");
+load!(load16, "{value} = *(u16 *)({from} + 0)");
+load!(load8, "{value} = *(u8 *)({from} + 0)");
 
 /// Puts the record right in front of the packet; false when the driver has no room for one.
 ///
 /// The area is set to exactly one record, whatever was there: an earlier program's metadata, or ours on a repeated test run.
 #[inline(always)]
 pub fn write_metadata(ctx: &XdpContext, record: &Metadata) -> bool {
-    let wanted = ctx.data().wrapping_sub(size_of::<Metadata>());
-    let delta = wanted.wrapping_sub(ctx.metadata()) as i32;
+    let present = distance(ctx.metadata(), ctx.data());
+    let delta = present.wrapping_sub(size_of::<Metadata>()) as i32;
     // SAFETY: the context is the kernel's; all packet pointers are loaded anew below.
     if delta != 0 && unsafe { bpf_xdp_adjust_meta(ctx.ctx, delta) } != 0 {
         return false;
@@ -147,7 +172,29 @@ pub fn write_metadata(ctx: &XdpContext, record: &Metadata) -> bool {
     if slot.wrapping_add(1) as usize > ctx.data() {
         return false;
     }
-    // SAFETY: the slot lies between the metadata's start and the packet, as just compared for the verifier.
-    unsafe { slot.write_unaligned(*record) };
+    let words: [u64; 2] = transmute!(*record);
+    let slot = slot.cast::<u64>();
+    // SAFETY: the slot lies between the metadata's start and the packet, as just compared for the verifier; any alignment
+    // will do for the instruction.
+    unsafe { asm!("*(u64 *)({slot} + 0) = {value}", slot = in(reg) slot, value = in(reg) words[0], options(nostack)) };
+    // SAFETY: as above.
+    unsafe { asm!("*(u64 *)({slot} + 8) = {value}", slot = in(reg) slot, value = in(reg) words[1], options(nostack)) };
     true
+}
+
+/// `to - from` of two packet pointers: as one instruction, which is all that the verifier allows between pointers.
+#[inline(always)]
+fn distance(from: usize, to: usize) -> usize {
+    let distance;
+    // SAFETY: register arithmetic only.
+    unsafe { asm!("{to} -= {from}", to = inlateout(reg) to => distance, from = in(reg) from, options(pure, nomem, nostack)) };
+    distance
+}
+
+/// The same value, of which the compiler knows nothing any more.
+#[inline(always)]
+fn barrier(mut value: usize) -> usize {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {value} */", value = inlateout(reg) value, options(pure, nomem, nostack)) };
+    value
 }

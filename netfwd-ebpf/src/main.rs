@@ -7,6 +7,7 @@
 //! and once by reason unless it was redirected. Deliberately absent: any rewriting of packets.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod cursor;
 mod maps;

@@ -11,7 +11,7 @@ use crate::reason::DropReason;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp};
 
 use super::Refusal;
-use super::outer::ethertype;
+use super::outer::{ethertype, pseudo};
 use super::tunnel::Content;
 
 /// An inner packet, ready to be summed.
@@ -129,17 +129,16 @@ fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -
     if available < ipv4::HEADER_LEN {
         return Err(BAD);
     }
-    let bytes: [u8; ipv4::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
-    let ip: ipv4::Header = transmute!(bytes);
+    let words: [u32; 5] = frame.load_words(offset).ok_or(BAD)?;
+    let ip: ipv4::Header = transmute!(words);
+    let addresses = [words[3], words[4]];
     let header_len = ip.header_len();
     let total = usize::from(ip.total_length.get());
     if ip.version() != 4 || header_len < ipv4::HEADER_LEN || total < header_len || total > available {
         return Err(BAD);
     }
     let payload_len = total - header_len;
-    let sum = Sum::ZERO.add(&bytes);
-    let source = u32::from_ne_bytes(ip.source);
-    let destination = u32::from_ne_bytes(ip.destination);
+    let sum = Sum::ZERO.add_words(words);
     Ok(Network {
         header_len,
         payload_len,
@@ -147,9 +146,9 @@ fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -
         plain: header_len == ipv4::HEADER_LEN && !ip.is_fragment(),
         is_ipv6: false,
         sum,
-        pseudo: Sum::pseudo_ipv4(&ip.source, &ip.destination, ip.protocol, payload_len as u16),
+        pseudo: pseudo(addresses, ip.protocol, payload_len as u16),
         intact: sum.is_valid(),
-        hash: mix(mix(u32::from(ip.protocol), source), destination),
+        hash: addresses.into_iter().fold(u32::from(ip.protocol), mix),
     })
 }
 
@@ -158,13 +157,13 @@ fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -
     if available < ipv6::HEADER_LEN {
         return Err(BAD);
     }
-    let bytes: [u8; ipv6::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
-    let ip: ipv6::Header = transmute!(bytes);
+    let words: [u32; 10] = frame.load_words(offset).ok_or(BAD)?;
+    let ip: ipv6::Header = transmute!(words);
+    let [_, _, addresses @ ..] = words;
     let payload_len = usize::from(ip.payload_length.get());
     if ip.version() != 6 || payload_len > available - ipv6::HEADER_LEN {
         return Err(BAD);
     }
-    let addresses: [u32; 8] = transmute!([ip.source, ip.destination]);
     Ok(Network {
         header_len: ipv6::HEADER_LEN,
         payload_len,
@@ -172,8 +171,8 @@ fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -
         // An extension header is neither TCP nor UDP, which ends it in `parse_l4`.
         plain: true,
         is_ipv6: true,
-        sum: Sum::ZERO.add(&bytes),
-        pseudo: Sum::pseudo_ipv6(&ip.source, &ip.destination, ip.next_header, payload_len as u32),
+        sum: Sum::ZERO.add_words(words),
+        pseudo: pseudo(addresses, ip.next_header, payload_len as u16),
         intact: true,
         hash: addresses.into_iter().fold(u32::from(ip.next_header), mix),
     })
@@ -201,13 +200,12 @@ fn parse_tcp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -
     if network.payload_len < tcp::HEADER_LEN {
         return Err(BAD);
     }
-    let bytes: [u8; tcp::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
-    let header: tcp::Header = transmute!(bytes);
+    let words: [u32; 5] = frame.load_words(offset).ok_or(BAD)?;
+    let header: tcp::Header = transmute!(words);
     if header.header_len() < tcp::HEADER_LEN || header.header_len() > network.payload_len {
         return Err(BAD);
     }
-    let ports = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    Ok(Transport { l4: L4::Checked, checksum: transmute!(header.checksum), ports })
+    Ok(Transport { l4: L4::Checked, checksum: transmute!(header.checksum), ports: words[0] })
 }
 
 #[inline(always)]
@@ -215,8 +213,8 @@ fn parse_udp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -
     if network.payload_len < udp::HEADER_LEN {
         return Err(BAD);
     }
-    let bytes: [u8; udp::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
-    let header: udp::Header = transmute!(bytes);
+    let words: [u32; 2] = frame.load_words(offset).ok_or(BAD)?;
+    let header: udp::Header = transmute!(words);
     let length = usize::from(header.length.get());
     if length < udp::HEADER_LEN || length > network.payload_len {
         return Err(BAD);
@@ -231,8 +229,7 @@ fn parse_udp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -
         (0, true) => L4::Missing,
         _ => L4::Checked,
     };
-    let ports = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    Ok(Some(Transport { l4, checksum, ports }))
+    Ok(Some(Transport { l4, checksum, ports: words[0] }))
 }
 
 /// The sum of the inner Ethernet header and its tags, `start..ip_offset`.

@@ -122,7 +122,7 @@ fn tunnel_header(
     lookup: &impl Lookup,
     outer: &Outer,
 ) -> Result<tunnel::Header, Refusal> {
-    let header = frame.load(outer.udp_offset + udp::HEADER_LEN);
+    let header = frame.load_words(outer.udp_offset + udp::HEADER_LEN);
     match header {
         Some(header) if outer.udp_length >= udp::HEADER_LEN + vxlan::HEADER_LEN => Ok(tunnel::Header(header)),
         _ => Err(no_tunnel_header(frame, lookup, outer)),
@@ -132,7 +132,7 @@ fn tunnel_header(
 #[cold]
 #[inline(always)]
 fn no_tunnel_header(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, outer: &Outer) -> Refusal {
-    if lookup.endpoint(&outer.endpoint()).is_none() {
+    if lookup.endpoint(&outer.endpoint_key()).is_none() {
         return Refusal::Pass(PassReason::NotOurs);
     }
     if outer.udp_length < udp::HEADER_LEN + vxlan::HEADER_LEN {
@@ -145,14 +145,13 @@ fn no_tunnel_header(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, outer:
 /// valid header.
 #[inline(always)]
 fn exact_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Result<TunnelEntry, Refusal> {
-    let key = TunnelKey { local: outer.local, remote: outer.remote, vni: header.vni(), port: outer.port, reserved: 0 };
-    lookup.tunnel(&key).ok_or_else(|| no_match(lookup, outer, header))
+    lookup.tunnel(&outer.tunnel_key(header.vni())).ok_or_else(|| no_match(lookup, outer, header))
 }
 
 #[cold]
 #[inline(always)]
 fn no_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Refusal {
-    let Some(endpoint) = lookup.endpoint(&outer.endpoint()) else {
+    let Some(endpoint) = lookup.endpoint(&outer.endpoint_key()) else {
         return Refusal::Pass(PassReason::NotOurs);
     };
     if let Some(kind) = TunnelKind::from_u8(endpoint.kind)
@@ -160,8 +159,8 @@ fn no_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Ref
     {
         return refusal;
     }
-    let network = NetworkKey { local: outer.local, vni: header.vni(), port: outer.port, reserved: 0 };
-    Refusal::Drop(if lookup.network(&network) { DropReason::RemoteNotAllowed } else { DropReason::UnknownVni })
+    let known = lookup.network(&outer.network_key(header.vni()));
+    Refusal::Drop(if known { DropReason::RemoteNotAllowed } else { DropReason::UnknownVni })
 }
 
 /// Length of the inner packet, once all length fields agree with each other and with the frame.
