@@ -20,56 +20,65 @@ use zerocopy::transmute;
 const BLOCK: usize = 64;
 /// Most turns: 9,216 bytes, more than any driver's linear part.
 const MAX_BLOCKS: usize = 144;
-/// Bounds of what [`Packet::sum`] is asked for, as masks that the verifier understands.
-const OFFSET_MASK: usize = 0xff;
+/// Bounds of positions and lengths, as masks that the verifier understands.
+const POSITION_MASK: usize = 0x3fff;
 const LEN_MASK: usize = 0x3fff;
 
-/// The linear part of the packet at hand.
+/// A position in the linear part of the packet at hand.
+#[derive(Clone, Copy)]
 pub struct Packet<'a> {
     ctx: &'a XdpContext,
-    start: *const u8,
+    /// Bytes from the start of the packet.
+    position: usize,
+    here: *const u8,
     end: *const u8,
     zero: usize,
 }
 
 impl<'a> Packet<'a> {
-    /// `zero` must be 0.
+    /// The start of the packet. `zero` must be 0.
     #[inline(always)]
     pub fn new(ctx: &'a XdpContext, zero: u8) -> Self {
-        Self { ctx, start: ctx.data() as *const u8, end: ctx.data_end() as *const u8, zero: usize::from(zero) }
+        Self {
+            ctx,
+            position: 0,
+            here: ctx.data() as *const u8,
+            end: ctx.data_end() as *const u8,
+            zero: usize::from(zero),
+        }
     }
 
-    /// The address of `len` readable bytes at `offset`.
+    /// The address of `len` readable bytes, `offset` from here.
     #[inline(always)]
     fn at(&self, offset: usize, len: usize) -> Option<*const u8> {
-        let start = self.start.wrapping_add(offset);
+        let start = self.here.wrapping_add(offset);
         (start.wrapping_add(len) <= self.end).then_some(start)
     }
 
-    /// The sum of the last `len % 64` of `len` bytes at `offset`: pieces of 32, 16, 8, 4, 2 and 1 bytes.
+    /// The sum of the last `len % 64` of `len` bytes: pieces of 32, 16, 8, 4, 2 and 1 bytes.
     ///
     /// Each piece's place is computed from `len` alone, not from what was taken before, and through a barrier, so that
     /// the verifier learns nothing from the branches and the paths meet again behind each piece.
     #[inline(always)]
-    fn tail(&self, offset: usize, len: usize) -> Option<u64> {
+    fn tail(&self, len: usize) -> Option<u64> {
         let mut sum = 0;
         if barrier(len) & 32 != 0 {
-            sum += words::<8>(self.at(offset + (barrier(len) & !63), 32)?);
+            sum += words::<8>(self.at(barrier(len) & !63, 32)?);
         }
         if barrier(len) & 16 != 0 {
-            sum += words::<4>(self.at(offset + (barrier(len) & !31), 16)?);
+            sum += words::<4>(self.at(barrier(len) & !31, 16)?);
         }
         if barrier(len) & 8 != 0 {
-            sum += words::<2>(self.at(offset + (barrier(len) & !15), 8)?);
+            sum += words::<2>(self.at(barrier(len) & !15, 8)?);
         }
         if barrier(len) & 4 != 0 {
-            sum += words::<1>(self.at(offset + (barrier(len) & !7), 4)?);
+            sum += words::<1>(self.at(barrier(len) & !7, 4)?);
         }
         if barrier(len) & 2 != 0 {
-            sum += load16(self.at(offset + (barrier(len) & !3), 2)?);
+            sum += load16(self.at(barrier(len) & !3, 2)?);
         }
         if barrier(len) & 1 != 0 {
-            sum += load8(self.at(offset + (barrier(len) & !1), 1)?);
+            sum += load8(self.at(barrier(len) & !1, 1)?);
         }
         Some(sum)
     }
@@ -77,55 +86,74 @@ impl<'a> Packet<'a> {
 
 impl Cursor for Packet<'_> {
     #[inline(always)]
-    fn len(&self) -> usize {
-        distance(self.start as usize, self.end as usize)
+    fn len(self) -> usize {
+        distance(self.here as usize, self.end as usize)
     }
 
     #[inline(always)]
-    fn total_len(&self) -> usize {
+    fn total_len(self) -> usize {
         // SAFETY: the context is the kernel's, for the whole run of the program.
-        unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) as usize }
+        let total = unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) };
+        (total as usize).saturating_sub(self.position)
     }
 
     #[inline(always)]
-    fn load_u16(&self, offset: usize) -> Option<u16> {
+    fn skip(self, len: usize) -> Self {
+        let position = (barrier(self.position + len) + self.zero) & POSITION_MASK;
+        // Loaded anew, the pointers bring no bounds along that would tell the paths apart.
+        let (start, end) = bounds(self.ctx);
+        Self { position, here: start.wrapping_add(position), end, ..self }
+    }
+
+    #[inline(always)]
+    fn load_u16(self, offset: usize) -> Option<u16> {
         Some(u16::from_be(load16(self.at(offset, 2)?) as u16))
     }
 
     #[inline(always)]
-    fn load_words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+    fn load_words<const N: usize>(self, offset: usize) -> Option<[u32; N]> {
         let start = self.at(offset, 4 * N)?;
         Some(core::array::from_fn(|word| load32(start.wrapping_add(4 * word)) as u32))
     }
 
     #[inline(always)]
-    fn sum(&self, offset: usize, len: usize) -> Option<Sum> {
+    fn sum(self, len: usize) -> Option<Sum> {
         if len >= MAX_BLOCKS * BLOCK {
             return None;
         }
-        let offset = (offset + self.zero) & OFFSET_MASK;
-        let len = (len + self.zero) & LEN_MASK;
+        let from = self.skip(0);
+        let len = (barrier(len) + self.zero) & LEN_MASK;
         let blocks = barrier(len) / BLOCK;
-        let mut at = self.start.wrapping_add(offset);
+        let mut at = from.here;
         let mut sum = 0;
         for turn in 0..MAX_BLOCKS {
             if turn >= blocks {
                 break;
             }
             let next = at.wrapping_add(BLOCK);
-            if next > self.end {
+            if next > from.end {
                 return None;
             }
             sum += words::<{ BLOCK / 4 }>(at);
             at = next;
         }
-        Some(Sum::from_raw(sum + self.tail(offset, len)?))
+        Some(Sum::from_raw(sum + from.tail(len)?))
     }
 
     #[inline(always)]
-    fn sum_short(&self, offset: usize, len: usize) -> Option<Sum> {
-        self.tail((offset + self.zero) & LEN_MASK, len & (SHORT - 1)).map(Sum::from_raw)
+    fn sum_short(self, len: usize) -> Option<Sum> {
+        self.tail(len & (SHORT - 1)).map(Sum::from_raw)
     }
+}
+
+/// Start and end of the packet, really loaded again.
+#[inline(always)]
+fn bounds(ctx: &XdpContext) -> (*const u8, *const u8) {
+    // SAFETY: the context is valid for the whole run of the program.
+    let start = unsafe { (&raw const (*ctx.ctx).data).read_volatile() };
+    // SAFETY: as above.
+    let end = unsafe { (&raw const (*ctx.ctx).data_end).read_volatile() };
+    (start as *const u8, end as *const u8)
 }
 
 /// The sum of `N` 32-bit words whose bounds have been checked.
@@ -191,10 +219,12 @@ fn distance(from: usize, to: usize) -> usize {
     distance
 }
 
-/// The same value, of which the compiler knows nothing any more.
+/// The same value, of which the compiler knows nothing any more. An instruction, since an empty one would share its
+/// line information with its neighbour, which the kernel refuses.
 #[inline(always)]
-fn barrier(mut value: usize) -> usize {
-    // SAFETY: no instruction at all.
-    unsafe { asm!("/* {value} */", value = inlateout(reg) value, options(pure, nomem, nostack)) };
-    value
+fn barrier(value: usize) -> usize {
+    let copy;
+    // SAFETY: register arithmetic only.
+    unsafe { asm!("{copy} = {value}", copy = out(reg) copy, value = in(reg) value, options(pure, nomem, nostack)) };
+    copy
 }

@@ -31,7 +31,7 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 pub fn netfwd(ctx: XdpContext) -> u32 {
     let policy = maps::policy();
     let packet = Packet::new(&ctx, policy.reserved);
-    match classify(&packet, &Maps, &policy) {
+    match classify(packet, &Maps, &policy) {
         Verdict::Pass(reason) => pass(reason),
         Verdict::Drop(reason) => {
             maps::count(&DROPS, reason.index());

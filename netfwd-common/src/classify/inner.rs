@@ -11,18 +11,18 @@ use crate::reason::DropReason;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp};
 
 use super::Refusal;
-use super::outer::{ethertype, pseudo};
+use super::outer::{Link, parse_link, pseudo};
 use super::tunnel::Content;
 
 /// An inner packet, ready to be summed.
 #[derive(Clone, Copy)]
-pub(super) struct Inner {
+pub(super) struct Inner<C> {
     /// The L4 segment, or all of an opaque packet.
-    pub offset: usize,
+    pub body: C,
     pub len: usize,
     /// Bytes behind the segment: padding of short Ethernet frames.
     pub trailer: usize,
-    /// Sum of the inner headers in front of `offset`.
+    /// Sum of the inner headers in front of `body`.
     pub headers: Sum,
     pub l4: L4,
     /// The inner IPv4 header's checksum is right, or there is none.
@@ -47,12 +47,12 @@ pub(super) enum L4 {
     Opaque,
 }
 
-impl Inner {
+impl<C> Inner<C> {
     /// A packet that is delivered unverified.
     #[inline(always)]
-    fn opaque(offset: usize, len: usize) -> Self {
+    fn opaque(body: C, len: usize) -> Self {
         Self {
-            offset,
+            body,
             len,
             trailer: 0,
             headers: Sum::ZERO,
@@ -67,41 +67,36 @@ impl Inner {
 
 const BAD: Refusal = Refusal::Drop(DropReason::InnerHeader);
 
-/// Parses the `len` bytes at `start`, which the caller has found within the frame.
+/// Parses the `len` bytes at `packet`, which the caller has found within the frame.
 #[inline(always)]
-pub(super) fn parse(
-    frame: &(impl Cursor + ?Sized),
-    content: Content,
-    start: usize,
-    len: usize,
-) -> Result<Inner, Refusal> {
-    let end = start + len;
-    let (content, offset) = match content {
+pub(super) fn parse<C: Cursor>(packet: C, content: Content, len: usize) -> Result<Inner<C>, Refusal> {
+    let (content, link) = match content {
         Content::Ethernet if len < ethernet::HEADER_LEN => return Err(BAD),
-        Content::Ethernet => match ethertype(frame, start) {
-            Some((ethernet::ETHERTYPE_IPV4, offset)) => (Content::Ipv4, offset),
-            Some((ethernet::ETHERTYPE_IPV6, offset)) => (Content::Ipv6, offset),
-            _ => return Ok(Inner::opaque(start, len)),
+        Content::Ethernet => match parse_link(packet) {
+            Some(link) if link.ethertype == ethernet::ETHERTYPE_IPV4 => (Content::Ipv4, link),
+            Some(link) if link.ethertype == ethernet::ETHERTYPE_IPV6 => (Content::Ipv6, link),
+            _ => return Ok(Inner::opaque(packet, len)),
         },
-        content => (content, start),
+        content => (content, Link::NONE),
     };
     // A tag may have led beyond the packet into outer padding.
-    let Some(available) = end.checked_sub(offset) else { return Err(BAD) };
+    let Some(available) = len.checked_sub(link.len) else { return Err(BAD) };
+    let ip = packet.skip(link.len);
     let network = match content {
-        Content::Ipv6 => parse_ipv6(frame, offset, available)?,
-        _ => parse_ipv4(frame, offset, available)?,
+        Content::Ipv6 => parse_ipv6(ip, available)?,
+        _ => parse_ipv4(ip, available)?,
     };
     let trailer = available - network.header_len - network.payload_len;
     if !network.plain || trailer >= SHORT {
-        return Ok(Inner::opaque(start, len));
+        return Ok(Inner::opaque(packet, len));
     }
-    let l4_offset = offset + network.header_len;
-    let Some(transport) = parse_l4(frame, &network, l4_offset)? else { return Ok(Inner::opaque(start, len)) };
+    let body = ip.skip(network.header_len);
+    let Some(transport) = parse_l4(body, &network)? else { return Ok(Inner::opaque(packet, len)) };
     Ok(Inner {
-        offset: l4_offset,
+        body,
         len: network.payload_len,
         trailer,
-        headers: network.sum + sum_link(frame, start, offset),
+        headers: network.sum + link.sum,
         l4: transport.l4,
         header_intact: network.intact,
         pseudo: network.pseudo,
@@ -125,11 +120,11 @@ struct Network {
 }
 
 #[inline(always)]
-fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -> Result<Network, Refusal> {
+fn parse_ipv4(packet: impl Cursor, available: usize) -> Result<Network, Refusal> {
     if available < ipv4::HEADER_LEN {
         return Err(BAD);
     }
-    let words: [u32; 5] = frame.load_words(offset).ok_or(BAD)?;
+    let words: [u32; 5] = packet.load_words(0).ok_or(BAD)?;
     let ip: ipv4::Header = transmute!(words);
     let addresses = [words[3], words[4]];
     let header_len = ip.header_len();
@@ -153,11 +148,11 @@ fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -
 }
 
 #[inline(always)]
-fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -> Result<Network, Refusal> {
+fn parse_ipv6(packet: impl Cursor, available: usize) -> Result<Network, Refusal> {
     if available < ipv6::HEADER_LEN {
         return Err(BAD);
     }
-    let words: [u32; 10] = frame.load_words(offset).ok_or(BAD)?;
+    let words: [u32; 10] = packet.load_words(0).ok_or(BAD)?;
     let ip: ipv6::Header = transmute!(words);
     let [_, _, addresses @ ..] = words;
     let payload_len = usize::from(ip.payload_length.get());
@@ -187,20 +182,20 @@ struct Transport {
 }
 
 #[inline(always)]
-fn parse_l4(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -> Result<Option<Transport>, Refusal> {
+fn parse_l4(segment: impl Cursor, network: &Network) -> Result<Option<Transport>, Refusal> {
     match network.protocol {
-        IPPROTO_TCP => parse_tcp(frame, network, offset).map(Some),
-        IPPROTO_UDP => parse_udp(frame, network, offset),
+        IPPROTO_TCP => parse_tcp(segment, network).map(Some),
+        IPPROTO_UDP => parse_udp(segment, network),
         _ => Ok(None),
     }
 }
 
 #[inline(always)]
-fn parse_tcp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -> Result<Transport, Refusal> {
+fn parse_tcp(packet: impl Cursor, network: &Network) -> Result<Transport, Refusal> {
     if network.payload_len < tcp::HEADER_LEN {
         return Err(BAD);
     }
-    let words: [u32; 5] = frame.load_words(offset).ok_or(BAD)?;
+    let words: [u32; 5] = packet.load_words(0).ok_or(BAD)?;
     let header: tcp::Header = transmute!(words);
     if header.header_len() < tcp::HEADER_LEN || header.header_len() > network.payload_len {
         return Err(BAD);
@@ -209,11 +204,11 @@ fn parse_tcp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -
 }
 
 #[inline(always)]
-fn parse_udp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -> Result<Option<Transport>, Refusal> {
+fn parse_udp(packet: impl Cursor, network: &Network) -> Result<Option<Transport>, Refusal> {
     if network.payload_len < udp::HEADER_LEN {
         return Err(BAD);
     }
-    let words: [u32; 2] = frame.load_words(offset).ok_or(BAD)?;
+    let words: [u32; 2] = packet.load_words(0).ok_or(BAD)?;
     let header: udp::Header = transmute!(words);
     let length = usize::from(header.length.get());
     if length < udp::HEADER_LEN || length > network.payload_len {
@@ -230,12 +225,6 @@ fn parse_udp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -
         _ => L4::Checked,
     };
     Ok(Some(Transport { l4, checksum, ports: words[0] }))
-}
-
-/// The sum of the inner Ethernet header and its tags, `start..ip_offset`.
-#[inline(always)]
-fn sum_link(frame: &(impl Cursor + ?Sized), start: usize, ip_offset: usize) -> Sum {
-    frame.sum_short(start, ip_offset - start).unwrap_or(Sum::ZERO)
 }
 
 /// One step of a multiplicative hash: cheap in BPF, and enough to spread flows over sockets and source ports.

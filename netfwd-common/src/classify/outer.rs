@@ -70,35 +70,52 @@ fn map_ipv4(address: u32) -> Address {
     [0, 0, 0xffff_u32.to_be(), address]
 }
 
-/// The EtherType behind at most two VLAN tags, and where its payload starts.
+/// An Ethernet header with its tags.
+pub(super) struct Link {
+    /// What follows.
+    pub ethertype: u16,
+    pub len: usize,
+    /// The sum of all `len` bytes.
+    pub sum: Sum,
+}
+
+impl Link {
+    /// No Ethernet header at all: an L3 tunnel's packet.
+    pub const NONE: Self = Self { ethertype: 0, len: 0, sum: Sum::ZERO };
+}
+
+/// Looks behind at most two VLAN tags.
 #[inline(always)]
-pub(super) fn ethertype(frame: &(impl Cursor + ?Sized), start: usize) -> Option<(u16, usize)> {
-    let mut offset = start + ethernet::HEADER_LEN;
-    let mut ethertype = frame.load_u16(offset - 2)?;
+pub(super) fn parse_link(frame: impl Cursor) -> Option<Link> {
+    let mut len = ethernet::HEADER_LEN;
+    let mut ethertype = frame.load_u16(len - 2)?;
+    let mut sum = Sum::ZERO.add_words::<3>(frame.load_words(0)?);
     for _ in 0..MAX_VLAN_TAGS {
         if !matches!(ethertype, ethernet::ETHERTYPE_VLAN | ethernet::ETHERTYPE_QINQ) {
             break;
         }
-        offset += ethernet::VLAN_TAG_LEN;
-        ethertype = frame.load_u16(offset - 2)?;
+        sum = sum.add_words::<1>(frame.load_words(len - 2)?);
+        len += ethernet::VLAN_TAG_LEN;
+        ethertype = frame.load_u16(len - 2)?;
     }
-    Some((ethertype, offset))
+    Some(Link { ethertype, len, sum: sum.add_u16(ethertype) })
 }
 
 /// Parses down to the UDP header. Whatever is malformed or unusual this far is the kernel's to judge.
 #[inline(always)]
-pub(super) fn parse(frame: &(impl Cursor + ?Sized)) -> Result<Outer, Refusal> {
-    let (ethertype, offset) = ethertype(frame, 0).ok_or(Refusal::Pass(PassReason::TooShort))?;
-    match ethertype {
-        ethernet::ETHERTYPE_IPV4 => parse_ipv4(frame, offset),
-        ethernet::ETHERTYPE_IPV6 => parse_ipv6(frame, offset),
+pub(super) fn parse(frame: impl Cursor) -> Result<Outer, Refusal> {
+    let link = parse_link(frame).ok_or(Refusal::Pass(PassReason::TooShort))?;
+    let packet = frame.skip(link.len);
+    match link.ethertype {
+        ethernet::ETHERTYPE_IPV4 => parse_ipv4(packet, link.len),
+        ethernet::ETHERTYPE_IPV6 => parse_ipv6(packet, link.len),
         _ => Err(Refusal::Pass(PassReason::NotIp)),
     }
 }
 
 #[inline(always)]
-fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Refusal> {
-    let words: [u32; 5] = frame.load_words(offset).ok_or(Refusal::Pass(PassReason::TooShort))?;
+fn parse_ipv4(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
+    let words: [u32; 5] = packet.load_words(0).ok_or(Refusal::Pass(PassReason::TooShort))?;
     let ip: ipv4::Header = transmute!(words);
     if ip.version() != 4 || ip.header_len() < ipv4::HEADER_LEN {
         return Err(Refusal::Pass(PassReason::NotIp));
@@ -112,8 +129,7 @@ fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Re
     if ip.header_len() != ipv4::HEADER_LEN {
         return Err(Refusal::Pass(PassReason::IpOptions));
     }
-    let udp_offset = offset + ipv4::HEADER_LEN;
-    let (udp, udp_sum) = load_udp(frame, udp_offset)?;
+    let (udp, udp_sum) = load_udp(packet, ipv4::HEADER_LEN)?;
     let pseudo = pseudo([words[3], words[4]], IPPROTO_UDP, udp.length.get());
     Ok(Outer {
         local: map_ipv4(words[4]),
@@ -122,7 +138,7 @@ fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Re
         ecn: ip.tos & 3,
         is_ipv6: false,
         ip_end: offset + usize::from(ip.total_length.get()),
-        udp_offset,
+        udp_offset: offset + ipv4::HEADER_LEN,
         udp_length: usize::from(udp.length.get()),
         udp_checksum: transmute!(udp.checksum),
         sum: pseudo + udp_sum,
@@ -132,8 +148,8 @@ fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Re
 }
 
 #[inline(always)]
-fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Refusal> {
-    let words: [u32; 10] = frame.load_words(offset).ok_or(Refusal::Pass(PassReason::TooShort))?;
+fn parse_ipv6(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
+    let words: [u32; 10] = packet.load_words(0).ok_or(Refusal::Pass(PassReason::TooShort))?;
     let ip: ipv6::Header = transmute!(words);
     let [_, _, addresses @ ..] = words;
     if ip.version() != 6 {
@@ -145,8 +161,7 @@ fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Re
         next if ipv6::is_extension(next) => return Err(Refusal::Pass(PassReason::Ipv6Extension)),
         _ => return Err(Refusal::Pass(PassReason::NotUdp)),
     }
-    let udp_offset = offset + ipv6::HEADER_LEN;
-    let (udp, udp_sum) = load_udp(frame, udp_offset)?;
+    let (udp, udp_sum) = load_udp(packet, ipv6::HEADER_LEN)?;
     let pseudo = pseudo(addresses, IPPROTO_UDP, udp.length.get());
     Ok(Outer {
         local: [words[6], words[7], words[8], words[9]],
@@ -154,8 +169,8 @@ fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Re
         port: udp.destination_port.get(),
         ecn: ip.traffic_class() & 3,
         is_ipv6: true,
-        ip_end: udp_offset + usize::from(ip.payload_length.get()),
-        udp_offset,
+        ip_end: offset + ipv6::HEADER_LEN + usize::from(ip.payload_length.get()),
+        udp_offset: offset + ipv6::HEADER_LEN,
         udp_length: usize::from(udp.length.get()),
         udp_checksum: transmute!(udp.checksum),
         sum: pseudo + udp_sum,
@@ -166,8 +181,8 @@ fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Re
 
 /// The UDP header and its sum.
 #[inline(always)]
-fn load_udp(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<(udp::Header, Sum), Refusal> {
-    let words: [u32; 2] = frame.load_words(offset).ok_or(Refusal::Pass(PassReason::TooShort))?;
+fn load_udp(packet: impl Cursor, offset: usize) -> Result<(udp::Header, Sum), Refusal> {
+    let words: [u32; 2] = packet.load_words(offset).ok_or(Refusal::Pass(PassReason::TooShort))?;
     Ok((transmute!(words), Sum::ZERO.add_words(words)))
 }
 
