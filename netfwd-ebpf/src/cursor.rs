@@ -24,6 +24,47 @@ const MAX_BLOCKS: usize = 144;
 const POSITION_MASK: usize = 0x3fff;
 const LEN_MASK: usize = 0x3fff;
 
+/// Defines a load as the one instruction that it is. Packet headers are rarely aligned, which the verifier allows in packet
+/// memory; a Rust load of an unaligned word would be put together from bytes, an aligned one would be a lie.
+macro_rules! load {
+    ($name:ident, $type:literal) => {
+        /// Every caller has compared the bytes at `from + AT` with the end of the packet, or the verifier refuses the program.
+        #[inline(always)]
+        fn $name<const AT: usize>(from: *const u8) -> u64 {
+            let value: u64;
+            // SAFETY: a load that the verifier has not seen checked does not load: it keeps the whole program out.
+            unsafe {
+                asm!(
+                    concat!("{value} = *(", $type, " *)({from} + {at})"),
+                    value = out(reg) value,
+                    from = in(reg) from,
+                    at = const AT,
+                    options(pure, readonly, nostack),
+                )
+            };
+            value
+        }
+    };
+}
+
+load!(load32, "u32");
+load!(load16, "u16");
+load!(load8, "u8");
+
+/// Does something for each word of a block whose number is below `$count`, a constant.
+macro_rules! each_word {
+    ($count:expr, $from:expr, |$word:ident, $value:ident| $body:expr) => {
+        each_word!(@ $count, $from, $word, $value, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $count:expr, $from:expr, $word:ident, $value:ident, $body:expr, $($number:literal)*) => {
+        $(if $number < $count {
+            const $word: usize = $number;
+            let $value = load32::<{ 4 * $number }>($from);
+            $body
+        })*
+    };
+}
+
 /// A position in the linear part of the packet at hand.
 #[derive(Clone, Copy)]
 pub struct Packet<'a> {
@@ -61,26 +102,26 @@ impl<'a> Packet<'a> {
     /// the verifier learns nothing from the branches and the paths meet again behind each piece.
     #[inline(always)]
     fn tail(&self, len: usize) -> Option<u64> {
-        let mut sum = 0;
+        let mut lanes = Lanes::default();
         if barrier(len) & 32 != 0 {
-            sum += words::<8>(self.at(barrier(len) & !63, 32)?);
+            add_words::<8>(&mut lanes, self.at(barrier(len) & !63, 32)?);
         }
         if barrier(len) & 16 != 0 {
-            sum += words::<4>(self.at(barrier(len) & !31, 16)?);
+            add_words::<4>(&mut lanes, self.at(barrier(len) & !31, 16)?);
         }
         if barrier(len) & 8 != 0 {
-            sum += words::<2>(self.at(barrier(len) & !15, 8)?);
+            add_words::<2>(&mut lanes, self.at(barrier(len) & !15, 8)?);
         }
         if barrier(len) & 4 != 0 {
-            sum += words::<1>(self.at(barrier(len) & !7, 4)?);
+            add_words::<1>(&mut lanes, self.at(barrier(len) & !7, 4)?);
         }
         if barrier(len) & 2 != 0 {
-            sum += load16(self.at(barrier(len) & !3, 2)?);
+            lanes[0] += load16::<0>(self.at(barrier(len) & !3, 2)?);
         }
         if barrier(len) & 1 != 0 {
-            sum += load8(self.at(barrier(len) & !1, 1)?);
+            lanes[0] += load8::<0>(self.at(barrier(len) & !1, 1)?);
         }
-        Some(sum)
+        Some(lanes.into_iter().sum())
     }
 }
 
@@ -107,13 +148,15 @@ impl Cursor for Packet<'_> {
 
     #[inline(always)]
     fn load_u16(self, offset: usize) -> Option<u16> {
-        Some(u16::from_be(load16(self.at(offset, 2)?) as u16))
+        Some(u16::from_be(load16::<0>(self.at(offset, 2)?) as u16))
     }
 
     #[inline(always)]
     fn load_words<const N: usize>(self, offset: usize) -> Option<[u32; N]> {
         let start = self.at(offset, 4 * N)?;
-        Some(core::array::from_fn(|word| load32(start.wrapping_add(4 * word)) as u32))
+        let mut words = [0; N];
+        each_word!(N, start, |WORD, value| words[WORD] = value as u32);
+        Some(words)
     }
 
     #[inline(always)]
@@ -125,7 +168,7 @@ impl Cursor for Packet<'_> {
         let len = (barrier(len) + self.zero) & LEN_MASK;
         let blocks = barrier(len) / BLOCK;
         let mut at = from.here;
-        let mut sum = 0;
+        let mut lanes = Lanes::default();
         for turn in 0..MAX_BLOCKS {
             if turn >= blocks {
                 break;
@@ -134,10 +177,10 @@ impl Cursor for Packet<'_> {
             if next > from.end {
                 return None;
             }
-            sum += words::<{ BLOCK / 4 }>(at);
+            add_words::<{ BLOCK / 4 }>(&mut lanes, at);
             at = next;
         }
-        Some(Sum::from_raw(sum + from.tail(len)?))
+        Some(Sum::from_raw(lanes.into_iter().sum::<u64>() + from.tail(len)?))
     }
 
     #[inline(always)]
@@ -156,34 +199,14 @@ fn bounds(ctx: &XdpContext) -> (*const u8, *const u8) {
     (start as *const u8, end as *const u8)
 }
 
-/// The sum of `N` 32-bit words whose bounds have been checked.
+/// Four sums side by side: a single one would make each addition wait for the one before.
+type Lanes = [u64; 4];
+
+/// Adds `N` 32-bit words whose bounds have been checked.
 #[inline(always)]
-fn words<const N: usize>(start: *const u8) -> u64 {
-    let mut sum = 0;
-    for word in 0..N {
-        sum += load32(start.wrapping_add(4 * word));
-    }
-    sum
+fn add_words<const N: usize>(lanes: &mut Lanes, start: *const u8) {
+    each_word!(N, start, |WORD, value| lanes[WORD % 4] += value);
 }
-
-/// Defines a load as the one instruction that it is. Packet headers are rarely aligned, which the verifier allows in packet
-/// memory; a Rust load of an unaligned word would be put together from bytes, an aligned one would be a lie.
-macro_rules! load {
-    ($name:ident, $instruction:literal) => {
-        /// Every caller has compared the bytes at `from` with the end of the packet, or the verifier refuses the program.
-        #[inline(always)]
-        fn $name(from: *const u8) -> u64 {
-            let value: u64;
-            // SAFETY: a load that the verifier has not seen checked does not load: it keeps the whole program out.
-            unsafe { asm!($instruction, value = out(reg) value, from = in(reg) from, options(pure, readonly, nostack)) };
-            value
-        }
-    };
-}
-
-load!(load32, "{value} = *(u32 *)({from} + 0)");
-load!(load16, "{value} = *(u16 *)({from} + 0)");
-load!(load8, "{value} = *(u8 *)({from} + 0)");
 
 /// Puts the record right in front of the packet; false when the driver has no room for one.
 ///
