@@ -48,13 +48,16 @@ fn run() -> Result<(), String> {
     Ok(())
 }
 
-/// Takes an object as it is; the benchmark's companion is then empty.
+/// Takes an object as it is, and the benchmark's companion beside it, if there is one.
 fn use_object(path: &Path, out: &Path) -> Result<(), String> {
     println!("cargo::rerun-if-changed={}", path.display());
     let path = path.canonicalize().map_err(|error| format!("{OVERRIDE}={}: {error}", path.display()))?;
-    let empty = out.join("no-bench-object");
-    fs::write(&empty, []).map_err(|error| format!("{}: {error}", empty.display()))?;
-    for ((_, variable), path) in OBJECTS.iter().zip([path, empty]) {
+    let mut companion = path.with_file_name("bench");
+    if !companion.exists() {
+        companion = out.join("no-bench-object");
+        fs::write(&companion, []).map_err(|error| format!("{}: {error}", companion.display()))?;
+    }
+    for ((_, variable), path) in OBJECTS.iter().zip([path, companion]) {
         println!("cargo::rustc-env={variable}={}", path.display());
     }
     Ok(())
@@ -119,13 +122,8 @@ fn sysroot(command: &mut Command) -> Option<PathBuf> {
 
 fn build(toolchain: &Toolchain, source: &Path, target_dir: &Path) -> Result<(), String> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_else(|_| "x86_64".to_owned());
-    let flags = [
-        format!("--cfg=bpf_target_arch=\"{arch}\""),
-        "-Cdebuginfo=2".to_owned(),
-        "-Clink-arg=--btf".to_owned(),
-        // Packet headers are rarely aligned; without this each word is put together from bytes.
-        "-Ctarget-feature=+allows-misaligned-mem-access".to_owned(),
-    ];
+    let flags =
+        [format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
     let mut command = toolchain.cargo();
     command
         .args(["--release", "--locked", "--bins", "--target", TARGET, "--target-dir"])

@@ -30,6 +30,19 @@ impl Sum {
         self + Self(sum_words(bytes))
     }
 
+    /// Adds a piece of a packet given as words in memory order.
+    #[must_use]
+    #[inline(always)]
+    pub const fn add_words<const N: usize>(self, words: [u32; N]) -> Self {
+        let mut sum = self.0;
+        let mut at = 0;
+        while at < N {
+            sum += words[at] as u64;
+            at += 1;
+        }
+        Self(sum)
+    }
+
     /// Adds one 16-bit value given in host order.
     #[must_use]
     pub const fn add_u16(self, value: u16) -> Self {

@@ -7,69 +7,120 @@
 //! byte that user space keeps at zero but the verifier does not know: adding it makes an offset an unknown scalar, so
 //! all paths look the same and are verified once.
 
+use core::arch::asm;
+
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_meta, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use netfwd_common::abi::Metadata;
 use netfwd_common::checksum::Sum;
 use netfwd_common::cursor::{Cursor, SHORT};
+use zerocopy::transmute;
 
 /// Bytes per turn of the payload loop: sixteen 32-bit loads.
 const BLOCK: usize = 64;
 /// Most turns: 9,216 bytes, more than any driver's linear part.
 const MAX_BLOCKS: usize = 144;
-/// Bounds of what [`Packet::sum`] is asked for, as masks that the verifier understands.
-const OFFSET_MASK: usize = 0xff;
+/// Bounds of positions and lengths, as masks that the verifier understands.
+const POSITION_MASK: usize = 0x3fff;
 const LEN_MASK: usize = 0x3fff;
 
-/// The linear part of the packet at hand.
+/// Defines a load as the one instruction that it is. Packet headers are rarely aligned, which the verifier allows in packet
+/// memory; a Rust load of an unaligned word would be put together from bytes, an aligned one would be a lie.
+macro_rules! load {
+    ($name:ident, $type:literal) => {
+        /// Every caller has compared the bytes at `from + AT` with the end of the packet, or the verifier refuses the program.
+        #[inline(always)]
+        fn $name<const AT: usize>(from: *const u8) -> u64 {
+            let value: u64;
+            // SAFETY: a load that the verifier has not seen checked does not load: it keeps the whole program out.
+            unsafe {
+                asm!(
+                    concat!("{value} = *(", $type, " *)({from} + {at})"),
+                    value = out(reg) value,
+                    from = in(reg) from,
+                    at = const AT,
+                    options(pure, readonly, nostack),
+                )
+            };
+            value
+        }
+    };
+}
+
+load!(load32, "u32");
+load!(load16, "u16");
+load!(load8, "u8");
+
+/// Does something for each word of a block whose number is below `$count`, a constant.
+macro_rules! each_word {
+    ($count:expr, $from:expr, |$word:ident, $value:ident| $body:expr) => {
+        each_word!(@ $count, $from, $word, $value, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $count:expr, $from:expr, $word:ident, $value:ident, $body:expr, $($number:literal)*) => {
+        $(if $number < $count {
+            const $word: usize = $number;
+            let $value = load32::<{ 4 * $number }>($from);
+            $body
+        })*
+    };
+}
+
+/// A position in the linear part of the packet at hand.
+#[derive(Clone, Copy)]
 pub struct Packet<'a> {
     ctx: &'a XdpContext,
-    start: *const u8,
+    /// Bytes from the start of the packet.
+    position: usize,
+    here: *const u8,
     end: *const u8,
     zero: usize,
 }
 
 impl<'a> Packet<'a> {
-    /// `zero` must be 0.
+    /// The start of the packet. `zero` must be 0.
     #[inline(always)]
     pub fn new(ctx: &'a XdpContext, zero: u8) -> Self {
-        Self { ctx, start: ctx.data() as *const u8, end: ctx.data_end() as *const u8, zero: usize::from(zero) }
+        Self {
+            ctx,
+            position: 0,
+            here: ctx.data() as *const u8,
+            end: ctx.data_end() as *const u8,
+            // Zero still, but as far as the verifier knows any sixteen bits: more than the masks leave.
+            zero: usize::from(zero) * 257,
+        }
     }
 
-    /// The address of `len` readable bytes at `offset`.
+    /// The address of `len` readable bytes, `offset` from here.
     #[inline(always)]
     fn at(&self, offset: usize, len: usize) -> Option<*const u8> {
-        let start = self.start.wrapping_add(offset);
+        let start = self.here.wrapping_add(offset);
         (start.wrapping_add(len) <= self.end).then_some(start)
     }
 
-    /// The sum of the bits of `len` below `limit`, from the largest down: 32, 16, 8, 4, 2 and 1 bytes.
+    /// The sum of the last `len % 64` of `len` bytes: pieces of 32, 16, 8, 4, 2 and 1 bytes.
+    ///
+    /// Each piece's place is computed from `len` alone, not from what was taken before, and through a barrier, so that
+    /// the verifier learns nothing from the branches and the paths meet again behind each piece.
     #[inline(always)]
-    fn tail(&self, mut offset: usize, len: usize) -> Option<u64> {
+    fn tail(&self, len: usize) -> Option<u64> {
         let mut sum = 0;
-        if len & 32 != 0 {
-            sum += words::<8>(self.at(offset, 32)?);
-            offset += 32;
+        if barrier(len) & 32 != 0 {
+            sum += words::<8>(self.at(barrier(len) & !63, 32)?);
         }
-        if len & 16 != 0 {
-            sum += words::<4>(self.at(offset, 16)?);
-            offset += 16;
+        if barrier(len) & 16 != 0 {
+            sum += words::<4>(self.at(barrier(len) & !31, 16)?);
         }
-        if len & 8 != 0 {
-            sum += words::<2>(self.at(offset, 8)?);
-            offset += 8;
+        if barrier(len) & 8 != 0 {
+            sum += words::<2>(self.at(barrier(len) & !15, 8)?);
         }
-        if len & 4 != 0 {
-            sum += words::<1>(self.at(offset, 4)?);
-            offset += 4;
+        if barrier(len) & 4 != 0 {
+            sum += words::<1>(self.at(barrier(len) & !7, 4)?);
         }
-        if len & 2 != 0 {
-            sum += u64::from(u16::from_ne_bytes(self.load(offset)?));
-            offset += 2;
+        if barrier(len) & 2 != 0 {
+            sum += load16::<0>(self.at(barrier(len) & !3, 2)?);
         }
-        if len & 1 != 0 {
-            let [last] = self.load(offset)?;
-            sum += u64::from(last);
+        if barrier(len) & 1 != 0 {
+            sum += load8::<0>(self.at(barrier(len) & !1, 1)?);
         }
         Some(sum)
     }
@@ -77,59 +128,141 @@ impl<'a> Packet<'a> {
 
 impl Cursor for Packet<'_> {
     #[inline(always)]
-    fn len(&self) -> usize {
-        self.end as usize - self.start as usize
+    fn len(self) -> usize {
+        distance(self.here as usize, self.end as usize)
     }
 
     #[inline(always)]
-    fn total_len(&self) -> usize {
+    fn total_len(self) -> usize {
         // SAFETY: the context is the kernel's, for the whole run of the program.
-        unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) as usize }
+        let total = unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) };
+        (total as usize).saturating_sub(self.position)
     }
 
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let start = self.at(offset, N)?;
-        // SAFETY: `at` has compared the N bytes with the end of the packet, and the verifier has seen it.
-        Some(unsafe { start.cast::<[u8; N]>().read_unaligned() })
+    fn skip(self, len: usize) -> Self {
+        let position = (barrier(self.position + len) + self.zero) & POSITION_MASK;
+        // Loaded anew, the pointers bring no bounds along that would tell the paths apart.
+        let (start, end) = bounds(self.ctx);
+        Self { position, here: start.wrapping_add(position), end, ..self }
     }
 
     #[inline(always)]
-    fn sum(&self, offset: usize, len: usize) -> Option<Sum> {
+    fn load_u16(self, offset: usize) -> Option<u16> {
+        Some(u16::from_be(load16::<0>(self.at(offset, 2)?) as u16))
+    }
+
+    #[inline(always)]
+    fn load_words<const N: usize>(self, offset: usize) -> Option<[u32; N]> {
+        let start = self.at(offset, 4 * N)?;
+        let mut words = [0; N];
+        each_word!(N, start, |WORD, value| words[WORD] = value as u32);
+        Some(words)
+    }
+
+    #[inline(always)]
+    fn sum(self, len: usize) -> Option<Sum> {
         if len >= MAX_BLOCKS * BLOCK {
             return None;
         }
-        let offset = (offset + self.zero) & OFFSET_MASK;
-        let len = (len + self.zero) & LEN_MASK;
-        let blocks = len / BLOCK;
-        let mut at = self.start.wrapping_add(offset);
-        let mut sum = 0;
+        let from = self.skip(0);
+        let len = (barrier(len) + self.zero) & LEN_MASK;
+        let blocks = barrier(len) / BLOCK;
+        let mut at = from.here;
+        let mut lanes = Lanes { a: 0, b: 0 };
         for turn in 0..MAX_BLOCKS {
             if turn >= blocks {
                 break;
             }
             let next = at.wrapping_add(BLOCK);
-            if next > self.end {
+            if next > from.end {
                 return None;
             }
-            sum += words::<{ BLOCK / 4 }>(at);
+            lanes.add_block(at);
             at = next;
         }
-        Some(Sum::from_raw(sum + self.tail(offset + blocks * BLOCK, len)?))
+        Some(Sum::from_raw(lanes.a + lanes.b + from.tail(len)?))
     }
 
     #[inline(always)]
-    fn sum_short(&self, offset: usize, len: usize) -> Option<Sum> {
-        self.tail((offset + self.zero) & LEN_MASK, len & (SHORT - 1)).map(Sum::from_raw)
+    fn sum_short(self, len: usize) -> Option<Sum> {
+        self.tail(len & (SHORT - 1)).map(Sum::from_raw)
     }
 }
 
-/// The sum of `N` 32-bit words whose bounds have been checked.
+/// Start and end of the packet, really loaded again.
+#[inline(always)]
+fn bounds(ctx: &XdpContext) -> (*const u8, *const u8) {
+    // SAFETY: the context is valid for the whole run of the program.
+    let start = unsafe { (&raw const (*ctx.ctx).data).read_volatile() };
+    // SAFETY: as above.
+    let end = unsafe { (&raw const (*ctx.ctx).data_end).read_volatile() };
+    (start as *const u8, end as *const u8)
+}
+
+/// Adds `N` 32-bit words whose bounds have been checked.
 #[inline(always)]
 fn words<const N: usize>(start: *const u8) -> u64 {
-    // SAFETY: every caller has compared `start + 4 N` with the end of the packet, and the verifier has seen it.
-    let words = unsafe { start.cast::<[u32; N]>().read_unaligned() };
-    words.into_iter().map(u64::from).sum()
+    let mut words = [0; N];
+    each_word!(N, start, |WORD, value| words[WORD] = value);
+    words.into_iter().sum()
+}
+
+/// Two sums side by side: with a single one each addition would wait for the one before.
+struct Lanes {
+    a: u64,
+    b: u64,
+}
+
+impl Lanes {
+    /// Adds a block whose bounds have been checked. In one piece, so that the registers suffice: with sixteen loads to
+    /// order as it likes, the compiler spills to the stack.
+    #[inline(always)]
+    fn add_block(&mut self, from: *const u8) {
+        // SAFETY: every caller has compared the block with the end of the packet, or the verifier refuses the program.
+        unsafe {
+            asm!(
+            "{t} = *(u32 *)({from} + 0)",
+            "{u} = *(u32 *)({from} + 4)",
+            "{t} += {u}",
+            "{a} += {t}",
+            "{t} = *(u32 *)({from} + 8)",
+            "{u} = *(u32 *)({from} + 12)",
+            "{t} += {u}",
+            "{b} += {t}",
+            "{t} = *(u32 *)({from} + 16)",
+            "{u} = *(u32 *)({from} + 20)",
+            "{t} += {u}",
+            "{a} += {t}",
+            "{t} = *(u32 *)({from} + 24)",
+            "{u} = *(u32 *)({from} + 28)",
+            "{t} += {u}",
+            "{b} += {t}",
+            "{t} = *(u32 *)({from} + 32)",
+            "{u} = *(u32 *)({from} + 36)",
+            "{t} += {u}",
+            "{a} += {t}",
+            "{t} = *(u32 *)({from} + 40)",
+            "{u} = *(u32 *)({from} + 44)",
+            "{t} += {u}",
+            "{b} += {t}",
+            "{t} = *(u32 *)({from} + 48)",
+            "{u} = *(u32 *)({from} + 52)",
+            "{t} += {u}",
+            "{a} += {t}",
+            "{t} = *(u32 *)({from} + 56)",
+            "{u} = *(u32 *)({from} + 60)",
+            "{t} += {u}",
+            "{b} += {t}",
+            from = in(reg) from,
+            a = inout(reg) self.a,
+            b = inout(reg) self.b,
+            t = out(reg) _,
+            u = out(reg) _,
+            options(pure, readonly, nostack),
+        )
+        }
+    }
 }
 
 /// Puts the record right in front of the packet; false when the driver has no room for one.
@@ -137,8 +270,8 @@ fn words<const N: usize>(start: *const u8) -> u64 {
 /// The area is set to exactly one record, whatever was there: an earlier program's metadata, or ours on a repeated test run.
 #[inline(always)]
 pub fn write_metadata(ctx: &XdpContext, record: &Metadata) -> bool {
-    let wanted = ctx.data().wrapping_sub(size_of::<Metadata>());
-    let delta = wanted.wrapping_sub(ctx.metadata()) as i32;
+    let present = distance(ctx.metadata(), ctx.data());
+    let delta = present.wrapping_sub(size_of::<Metadata>()) as i32;
     // SAFETY: the context is the kernel's; all packet pointers are loaded anew below.
     if delta != 0 && unsafe { bpf_xdp_adjust_meta(ctx.ctx, delta) } != 0 {
         return false;
@@ -147,7 +280,31 @@ pub fn write_metadata(ctx: &XdpContext, record: &Metadata) -> bool {
     if slot.wrapping_add(1) as usize > ctx.data() {
         return false;
     }
-    // SAFETY: the slot lies between the metadata's start and the packet, as just compared for the verifier.
-    unsafe { slot.write_unaligned(*record) };
+    let words: [u64; 2] = transmute!(*record);
+    let slot = slot.cast::<u64>();
+    // SAFETY: the slot lies between the metadata's start and the packet, as just compared for the verifier; any alignment
+    // will do for the instruction.
+    unsafe { asm!("*(u64 *)({slot} + 0) = {value}", slot = in(reg) slot, value = in(reg) words[0], options(nostack)) };
+    // SAFETY: as above.
+    unsafe { asm!("*(u64 *)({slot} + 8) = {value}", slot = in(reg) slot, value = in(reg) words[1], options(nostack)) };
     true
+}
+
+/// `to - from` of two packet pointers: as one instruction, which is all that the verifier allows between pointers.
+#[inline(always)]
+fn distance(from: usize, to: usize) -> usize {
+    let distance;
+    // SAFETY: register arithmetic only.
+    unsafe { asm!("{to} -= {from}", to = inlateout(reg) to => distance, from = in(reg) from, options(pure, nomem, nostack)) };
+    distance
+}
+
+/// The same value, of which the compiler knows nothing any more. An instruction, since an empty one would share its
+/// line information with its neighbour, which the kernel refuses.
+#[inline(always)]
+fn barrier(value: usize) -> usize {
+    let copy;
+    // SAFETY: register arithmetic only.
+    unsafe { asm!("{copy} = {value}", copy = out(reg) copy, value = in(reg) value, options(pure, nomem, nostack)) };
+    copy
 }

@@ -7,6 +7,7 @@
 //! and once by reason unless it was redirected. Deliberately absent: any rewriting of packets.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod cursor;
 mod maps;
@@ -30,7 +31,7 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 pub fn netfwd(ctx: XdpContext) -> u32 {
     let policy = maps::policy();
     let packet = Packet::new(&ctx, policy.reserved);
-    match classify(&packet, &Maps, &policy) {
+    match classify(packet, &Maps, &policy) {
         Verdict::Pass(reason) => pass(reason),
         Verdict::Drop(reason) => {
             maps::count(&DROPS, reason.index());

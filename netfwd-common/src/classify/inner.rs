@@ -11,18 +11,18 @@ use crate::reason::DropReason;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp};
 
 use super::Refusal;
-use super::outer::ethertype;
+use super::outer::{Link, parse_link, pseudo};
 use super::tunnel::Content;
 
 /// An inner packet, ready to be summed.
 #[derive(Clone, Copy)]
-pub(super) struct Inner {
+pub(super) struct Inner<C> {
     /// The L4 segment, or all of an opaque packet.
-    pub offset: usize,
+    pub body: C,
     pub len: usize,
     /// Bytes behind the segment: padding of short Ethernet frames.
     pub trailer: usize,
-    /// Sum of the inner headers in front of `offset`.
+    /// Sum of the inner headers in front of `body`.
     pub headers: Sum,
     pub l4: L4,
     /// The inner IPv4 header's checksum is right, or there is none.
@@ -47,12 +47,12 @@ pub(super) enum L4 {
     Opaque,
 }
 
-impl Inner {
+impl<C> Inner<C> {
     /// A packet that is delivered unverified.
     #[inline(always)]
-    fn opaque(offset: usize, len: usize) -> Self {
+    fn opaque(body: C, len: usize) -> Self {
         Self {
-            offset,
+            body,
             len,
             trailer: 0,
             headers: Sum::ZERO,
@@ -67,41 +67,36 @@ impl Inner {
 
 const BAD: Refusal = Refusal::Drop(DropReason::InnerHeader);
 
-/// Parses the `len` bytes at `start`, which the caller has found within the frame.
+/// Parses the `len` bytes at `packet`, which the caller has found within the frame.
 #[inline(always)]
-pub(super) fn parse(
-    frame: &(impl Cursor + ?Sized),
-    content: Content,
-    start: usize,
-    len: usize,
-) -> Result<Inner, Refusal> {
-    let end = start + len;
-    let (content, offset) = match content {
+pub(super) fn parse<C: Cursor>(packet: C, content: Content, len: usize) -> Result<Inner<C>, Refusal> {
+    let (content, link) = match content {
         Content::Ethernet if len < ethernet::HEADER_LEN => return Err(BAD),
-        Content::Ethernet => match ethertype(frame, start) {
-            Some((ethernet::ETHERTYPE_IPV4, offset)) => (Content::Ipv4, offset),
-            Some((ethernet::ETHERTYPE_IPV6, offset)) => (Content::Ipv6, offset),
-            _ => return Ok(Inner::opaque(start, len)),
+        Content::Ethernet => match parse_link(packet) {
+            Some(link) if link.ethertype == ethernet::ETHERTYPE_IPV4 => (Content::Ipv4, link),
+            Some(link) if link.ethertype == ethernet::ETHERTYPE_IPV6 => (Content::Ipv6, link),
+            _ => return Ok(Inner::opaque(packet, len)),
         },
-        content => (content, start),
+        content => (content, Link::NONE),
     };
     // A tag may have led beyond the packet into outer padding.
-    let Some(available) = end.checked_sub(offset) else { return Err(BAD) };
+    let Some(available) = len.checked_sub(link.len) else { return Err(BAD) };
+    let ip = packet.skip(link.len);
     let network = match content {
-        Content::Ipv6 => parse_ipv6(frame, offset, available)?,
-        _ => parse_ipv4(frame, offset, available)?,
+        Content::Ipv6 => parse_ipv6(ip, available)?,
+        _ => parse_ipv4(ip, available)?,
     };
     let trailer = available - network.header_len - network.payload_len;
     if !network.plain || trailer >= SHORT {
-        return Ok(Inner::opaque(start, len));
+        return Ok(Inner::opaque(packet, len));
     }
-    let l4_offset = offset + network.header_len;
-    let Some(transport) = parse_l4(frame, &network, l4_offset)? else { return Ok(Inner::opaque(start, len)) };
+    let body = ip.skip(network.header_len);
+    let Some(transport) = parse_l4(body, &network)? else { return Ok(Inner::opaque(packet, len)) };
     Ok(Inner {
-        offset: l4_offset,
+        body,
         len: network.payload_len,
         trailer,
-        headers: network.sum + sum_link(frame, start, offset),
+        headers: network.sum + link.sum,
         l4: transport.l4,
         header_intact: network.intact,
         pseudo: network.pseudo,
@@ -125,21 +120,20 @@ struct Network {
 }
 
 #[inline(always)]
-fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -> Result<Network, Refusal> {
+fn parse_ipv4(packet: impl Cursor, available: usize) -> Result<Network, Refusal> {
     if available < ipv4::HEADER_LEN {
         return Err(BAD);
     }
-    let bytes: [u8; ipv4::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
-    let ip: ipv4::Header = transmute!(bytes);
+    let words: [u32; 5] = packet.load_words(0).ok_or(BAD)?;
+    let ip: ipv4::Header = transmute!(words);
+    let addresses = [words[3], words[4]];
     let header_len = ip.header_len();
     let total = usize::from(ip.total_length.get());
     if ip.version() != 4 || header_len < ipv4::HEADER_LEN || total < header_len || total > available {
         return Err(BAD);
     }
     let payload_len = total - header_len;
-    let sum = Sum::ZERO.add(&bytes);
-    let source = u32::from_ne_bytes(ip.source);
-    let destination = u32::from_ne_bytes(ip.destination);
+    let sum = Sum::ZERO.add_words(words);
     Ok(Network {
         header_len,
         payload_len,
@@ -147,24 +141,24 @@ fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -
         plain: header_len == ipv4::HEADER_LEN && !ip.is_fragment(),
         is_ipv6: false,
         sum,
-        pseudo: Sum::pseudo_ipv4(&ip.source, &ip.destination, ip.protocol, payload_len as u16),
+        pseudo: pseudo(addresses, ip.protocol, payload_len as u16),
         intact: sum.is_valid(),
-        hash: mix(mix(u32::from(ip.protocol), source), destination),
+        hash: addresses.into_iter().fold(u32::from(ip.protocol), mix),
     })
 }
 
 #[inline(always)]
-fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -> Result<Network, Refusal> {
+fn parse_ipv6(packet: impl Cursor, available: usize) -> Result<Network, Refusal> {
     if available < ipv6::HEADER_LEN {
         return Err(BAD);
     }
-    let bytes: [u8; ipv6::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
-    let ip: ipv6::Header = transmute!(bytes);
+    let words: [u32; 10] = packet.load_words(0).ok_or(BAD)?;
+    let ip: ipv6::Header = transmute!(words);
+    let [_, _, addresses @ ..] = words;
     let payload_len = usize::from(ip.payload_length.get());
     if ip.version() != 6 || payload_len > available - ipv6::HEADER_LEN {
         return Err(BAD);
     }
-    let addresses: [u32; 8] = transmute!([ip.source, ip.destination]);
     Ok(Network {
         header_len: ipv6::HEADER_LEN,
         payload_len,
@@ -172,8 +166,8 @@ fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize, available: usize) -
         // An extension header is neither TCP nor UDP, which ends it in `parse_l4`.
         plain: true,
         is_ipv6: true,
-        sum: Sum::ZERO.add(&bytes),
-        pseudo: Sum::pseudo_ipv6(&ip.source, &ip.destination, ip.next_header, payload_len as u32),
+        sum: Sum::ZERO.add_words(words),
+        pseudo: pseudo(addresses, ip.next_header, payload_len as u16),
         intact: true,
         hash: addresses.into_iter().fold(u32::from(ip.next_header), mix),
     })
@@ -188,35 +182,34 @@ struct Transport {
 }
 
 #[inline(always)]
-fn parse_l4(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -> Result<Option<Transport>, Refusal> {
+fn parse_l4(segment: impl Cursor, network: &Network) -> Result<Option<Transport>, Refusal> {
     match network.protocol {
-        IPPROTO_TCP => parse_tcp(frame, network, offset).map(Some),
-        IPPROTO_UDP => parse_udp(frame, network, offset),
+        IPPROTO_TCP => parse_tcp(segment, network).map(Some),
+        IPPROTO_UDP => parse_udp(segment, network),
         _ => Ok(None),
     }
 }
 
 #[inline(always)]
-fn parse_tcp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -> Result<Transport, Refusal> {
+fn parse_tcp(packet: impl Cursor, network: &Network) -> Result<Transport, Refusal> {
     if network.payload_len < tcp::HEADER_LEN {
         return Err(BAD);
     }
-    let bytes: [u8; tcp::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
-    let header: tcp::Header = transmute!(bytes);
+    let words: [u32; 5] = packet.load_words(0).ok_or(BAD)?;
+    let header: tcp::Header = transmute!(words);
     if header.header_len() < tcp::HEADER_LEN || header.header_len() > network.payload_len {
         return Err(BAD);
     }
-    let ports = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    Ok(Transport { l4: L4::Checked, checksum: transmute!(header.checksum), ports })
+    Ok(Transport { l4: L4::Checked, checksum: transmute!(header.checksum), ports: words[0] })
 }
 
 #[inline(always)]
-fn parse_udp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -> Result<Option<Transport>, Refusal> {
+fn parse_udp(packet: impl Cursor, network: &Network) -> Result<Option<Transport>, Refusal> {
     if network.payload_len < udp::HEADER_LEN {
         return Err(BAD);
     }
-    let bytes: [u8; udp::HEADER_LEN] = frame.load(offset).ok_or(BAD)?;
-    let header: udp::Header = transmute!(bytes);
+    let words: [u32; 2] = packet.load_words(0).ok_or(BAD)?;
+    let header: udp::Header = transmute!(words);
     let length = usize::from(header.length.get());
     if length < udp::HEADER_LEN || length > network.payload_len {
         return Err(BAD);
@@ -231,14 +224,7 @@ fn parse_udp(frame: &(impl Cursor + ?Sized), network: &Network, offset: usize) -
         (0, true) => L4::Missing,
         _ => L4::Checked,
     };
-    let ports = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    Ok(Some(Transport { l4, checksum, ports }))
-}
-
-/// The sum of the inner Ethernet header and its tags, `start..ip_offset`.
-#[inline(always)]
-fn sum_link(frame: &(impl Cursor + ?Sized), start: usize, ip_offset: usize) -> Sum {
-    frame.sum_short(start, ip_offset - start).unwrap_or(Sum::ZERO)
+    Ok(Some(Transport { l4, checksum, ports: words[0] }))
 }
 
 /// One step of a multiplicative hash: cheap in BPF, and enough to spread flows over sockets and source ports.

@@ -75,7 +75,7 @@ enum Refusal {
 
 /// Classifies an Ethernet frame as it came from the wire.
 #[inline(always)]
-pub fn classify(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, policy: &Policy) -> Verdict {
+pub fn classify(frame: impl Cursor, lookup: &impl Lookup, policy: &Policy) -> Verdict {
     match delivery(frame, lookup, policy) {
         Ok(delivery) => Verdict::Deliver(delivery),
         Err(Refusal::Pass(reason)) => Verdict::Pass(reason),
@@ -84,7 +84,7 @@ pub fn classify(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, policy: &P
 }
 
 #[inline(always)]
-fn delivery(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, policy: &Policy) -> Result<Delivery, Refusal> {
+fn delivery(frame: impl Cursor, lookup: &impl Lookup, policy: &Policy) -> Result<Delivery, Refusal> {
     let outer = outer::parse(frame)?;
     let header = tunnel_header(frame, lookup, &outer)?;
     let entry = exact_match(lookup, &outer, &header)?;
@@ -93,11 +93,11 @@ fn delivery(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, policy: &Polic
     let inner_len = inner_len(frame, &outer)?;
     outer::check_zero_checksum(&outer, entry.flags)?;
     let inner_offset = outer.udp_offset + udp::HEADER_LEN + vxlan::HEADER_LEN;
-    let inner = inner::parse(frame, content, inner_offset, inner_len)?;
+    let inner = inner::parse(frame.skip(inner_offset), content, inner_len)?;
     let finding = if policy.verify == Verify::Off as u8 {
         verify::Finding::UNVERIFIED
     } else {
-        verify::verify(frame, &outer, &header, &inner, policy)
+        verify::verify(&outer, &header, &inner, policy)
     };
     if let Some(reason) = finding.fault
         && policy.verify == Verify::Drop as u8
@@ -117,12 +117,8 @@ fn delivery(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, policy: &Polic
 
 /// Loads the tunnel header. A datagram too short for one is ours only if its address and port are.
 #[inline(always)]
-fn tunnel_header(
-    frame: &(impl Cursor + ?Sized),
-    lookup: &impl Lookup,
-    outer: &Outer,
-) -> Result<tunnel::Header, Refusal> {
-    let header = frame.load(outer.udp_offset + udp::HEADER_LEN);
+fn tunnel_header(frame: impl Cursor, lookup: &impl Lookup, outer: &Outer) -> Result<tunnel::Header, Refusal> {
+    let header = frame.skip(outer.udp_offset).load_words(udp::HEADER_LEN);
     match header {
         Some(header) if outer.udp_length >= udp::HEADER_LEN + vxlan::HEADER_LEN => Ok(tunnel::Header(header)),
         _ => Err(no_tunnel_header(frame, lookup, outer)),
@@ -131,8 +127,8 @@ fn tunnel_header(
 
 #[cold]
 #[inline(always)]
-fn no_tunnel_header(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, outer: &Outer) -> Refusal {
-    if lookup.endpoint(&outer.endpoint()).is_none() {
+fn no_tunnel_header(frame: impl Cursor, lookup: &impl Lookup, outer: &Outer) -> Refusal {
+    if lookup.endpoint(&outer.endpoint_key()).is_none() {
         return Refusal::Pass(PassReason::NotOurs);
     }
     if outer.udp_length < udp::HEADER_LEN + vxlan::HEADER_LEN {
@@ -145,14 +141,13 @@ fn no_tunnel_header(frame: &(impl Cursor + ?Sized), lookup: &impl Lookup, outer:
 /// valid header.
 #[inline(always)]
 fn exact_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Result<TunnelEntry, Refusal> {
-    let key = TunnelKey { local: outer.local, remote: outer.remote, vni: header.vni(), port: outer.port, reserved: 0 };
-    lookup.tunnel(&key).ok_or_else(|| no_match(lookup, outer, header))
+    lookup.tunnel(&outer.tunnel_key(header.vni())).ok_or_else(|| no_match(lookup, outer, header))
 }
 
 #[cold]
 #[inline(always)]
 fn no_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Refusal {
-    let Some(endpoint) = lookup.endpoint(&outer.endpoint()) else {
+    let Some(endpoint) = lookup.endpoint(&outer.endpoint_key()) else {
         return Refusal::Pass(PassReason::NotOurs);
     };
     if let Some(kind) = TunnelKind::from_u8(endpoint.kind)
@@ -160,15 +155,15 @@ fn no_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Ref
     {
         return refusal;
     }
-    let network = NetworkKey { local: outer.local, vni: header.vni(), port: outer.port, reserved: 0 };
-    Refusal::Drop(if lookup.network(&network) { DropReason::RemoteNotAllowed } else { DropReason::UnknownVni })
+    let known = lookup.network(&outer.network_key(header.vni()));
+    Refusal::Drop(if known { DropReason::RemoteNotAllowed } else { DropReason::UnknownVni })
 }
 
 /// Length of the inner packet, once all length fields agree with each other and with the frame.
 ///
 /// A UDP length below the IP payload is legal (RFC 9868's surplus area) and the surplus is not ours to look at.
 #[inline(always)]
-fn inner_len(frame: &(impl Cursor + ?Sized), outer: &Outer) -> Result<usize, Refusal> {
+fn inner_len(frame: impl Cursor, outer: &Outer) -> Result<usize, Refusal> {
     if outer.udp_offset + outer.udp_length > outer.ip_end {
         return Err(Refusal::Drop(DropReason::BadLength));
     }
@@ -181,7 +176,7 @@ fn inner_len(frame: &(impl Cursor + ?Sized), outer: &Outer) -> Result<usize, Ref
 /// A packet of ours that claims more than can be read: in fragments of the XDP buffer it is whole, otherwise cut short.
 #[cold]
 #[inline(always)]
-fn beyond_linear(frame: &(impl Cursor + ?Sized), outer: &Outer) -> Refusal {
+fn beyond_linear(frame: impl Cursor, outer: &Outer) -> Refusal {
     if outer.ip_end <= frame.total_len() {
         Refusal::Pass(PassReason::Frags)
     } else {

@@ -2,7 +2,7 @@
 
 use zerocopy::transmute;
 
-use crate::abi::{EndpointKey, FLAG_UDP6_ZERO_CSUM_RX, map_ipv4};
+use crate::abi::{EndpointKey, FLAG_UDP6_ZERO_CSUM_RX, NetworkKey, TunnelKey};
 use crate::checksum::Sum;
 use crate::cursor::Cursor;
 use crate::reason::{DropReason, PassReason};
@@ -13,10 +13,14 @@ use super::Refusal;
 /// Most VLAN tags that are looked behind, outside and inside.
 const MAX_VLAN_TAGS: usize = 2;
 
+/// Sixteen bytes, IPv4 v4-mapped, in memory order.
+type Address = [u32; 4];
+
 /// The outer headers of a UDP datagram.
 pub(super) struct Outer {
-    pub local: [u8; 16],
-    pub remote: [u8; 16],
+    /// Addresses as map keys hold them, as words: written to the BPF stack four bytes at a time.
+    pub local: Address,
+    pub remote: Address,
     pub port: u16,
     pub ecn: u8,
     pub is_ipv6: bool,
@@ -35,41 +39,84 @@ pub(super) struct Outer {
 }
 
 impl Outer {
-    pub fn endpoint(&self) -> EndpointKey {
-        EndpointKey { local: self.local, port: self.port, reserved: 0 }
+    /// Every key ends with the port and two zero bytes.
+    #[inline(always)]
+    fn port_word(&self) -> u32 {
+        transmute!([self.port, 0])
+    }
+
+    #[inline(always)]
+    pub fn tunnel_key(&self, vni: u32) -> TunnelKey {
+        let ([a, b, c, d], [e, f, g, h]) = (self.local, self.remote);
+        transmute!([a, b, c, d, e, f, g, h, vni, self.port_word()])
+    }
+
+    #[inline(always)]
+    pub fn endpoint_key(&self) -> EndpointKey {
+        let [a, b, c, d] = self.local;
+        transmute!([a, b, c, d, self.port_word()])
+    }
+
+    #[inline(always)]
+    pub fn network_key(&self, vni: u32) -> NetworkKey {
+        let [a, b, c, d] = self.local;
+        transmute!([a, b, c, d, vni, self.port_word()])
     }
 }
 
-/// The EtherType behind at most two VLAN tags, and where its payload starts.
+/// `abi::map_ipv4` over a word.
 #[inline(always)]
-pub(super) fn ethertype(frame: &(impl Cursor + ?Sized), start: usize) -> Option<(u16, usize)> {
-    let mut offset = start + ethernet::HEADER_LEN;
-    let mut ethertype = u16::from_be_bytes(frame.load(offset - 2)?);
+fn map_ipv4(address: u32) -> Address {
+    [0, 0, 0xffff_u32.to_be(), address]
+}
+
+/// An Ethernet header with its tags.
+pub(super) struct Link {
+    /// What follows.
+    pub ethertype: u16,
+    pub len: usize,
+    /// The sum of all `len` bytes.
+    pub sum: Sum,
+}
+
+impl Link {
+    /// No Ethernet header at all: an L3 tunnel's packet.
+    pub const NONE: Self = Self { ethertype: 0, len: 0, sum: Sum::ZERO };
+}
+
+/// Looks behind at most two VLAN tags.
+#[inline(always)]
+pub(super) fn parse_link(frame: impl Cursor) -> Option<Link> {
+    let mut len = ethernet::HEADER_LEN;
+    let mut ethertype = frame.load_u16(len - 2)?;
+    let mut sum = Sum::ZERO.add_words::<3>(frame.load_words(0)?);
     for _ in 0..MAX_VLAN_TAGS {
         if !matches!(ethertype, ethernet::ETHERTYPE_VLAN | ethernet::ETHERTYPE_QINQ) {
             break;
         }
-        offset += ethernet::VLAN_TAG_LEN;
-        ethertype = u16::from_be_bytes(frame.load(offset - 2)?);
+        sum = sum.add_words::<1>(frame.load_words(len - 2)?);
+        len += ethernet::VLAN_TAG_LEN;
+        ethertype = frame.load_u16(len - 2)?;
     }
-    Some((ethertype, offset))
+    Some(Link { ethertype, len, sum: sum.add_u16(ethertype) })
 }
 
 /// Parses down to the UDP header. Whatever is malformed or unusual this far is the kernel's to judge.
 #[inline(always)]
-pub(super) fn parse(frame: &(impl Cursor + ?Sized)) -> Result<Outer, Refusal> {
-    let (ethertype, offset) = ethertype(frame, 0).ok_or(Refusal::Pass(PassReason::TooShort))?;
-    match ethertype {
-        ethernet::ETHERTYPE_IPV4 => parse_ipv4(frame, offset),
-        ethernet::ETHERTYPE_IPV6 => parse_ipv6(frame, offset),
+pub(super) fn parse(frame: impl Cursor) -> Result<Outer, Refusal> {
+    let link = parse_link(frame).ok_or(Refusal::Pass(PassReason::TooShort))?;
+    let packet = frame.skip(link.len);
+    match link.ethertype {
+        ethernet::ETHERTYPE_IPV4 => parse_ipv4(packet, link.len),
+        ethernet::ETHERTYPE_IPV6 => parse_ipv6(packet, link.len),
         _ => Err(Refusal::Pass(PassReason::NotIp)),
     }
 }
 
 #[inline(always)]
-fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Refusal> {
-    let bytes: [u8; ipv4::HEADER_LEN] = frame.load(offset).ok_or(Refusal::Pass(PassReason::TooShort))?;
-    let ip: ipv4::Header = transmute!(bytes);
+fn parse_ipv4(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
+    let words: [u32; 5] = packet.load_words(0).ok_or(Refusal::Pass(PassReason::TooShort))?;
+    let ip: ipv4::Header = transmute!(words);
     if ip.version() != 4 || ip.header_len() < ipv4::HEADER_LEN {
         return Err(Refusal::Pass(PassReason::NotIp));
     }
@@ -82,29 +129,29 @@ fn parse_ipv4(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Re
     if ip.header_len() != ipv4::HEADER_LEN {
         return Err(Refusal::Pass(PassReason::IpOptions));
     }
-    let udp_offset = offset + ipv4::HEADER_LEN;
-    let udp = load_udp(frame, udp_offset)?;
-    let pseudo = Sum::pseudo_ipv4(&ip.source, &ip.destination, IPPROTO_UDP, udp.length.get());
+    let (udp, udp_sum) = load_udp(packet, ipv4::HEADER_LEN)?;
+    let pseudo = pseudo([words[3], words[4]], IPPROTO_UDP, udp.length.get());
     Ok(Outer {
-        local: map_ipv4(ip.destination),
-        remote: map_ipv4(ip.source),
+        local: map_ipv4(words[4]),
+        remote: map_ipv4(words[3]),
         port: udp.destination_port.get(),
         ecn: ip.tos & 3,
         is_ipv6: false,
         ip_end: offset + usize::from(ip.total_length.get()),
-        udp_offset,
+        udp_offset: offset + ipv4::HEADER_LEN,
         udp_length: usize::from(udp.length.get()),
         udp_checksum: transmute!(udp.checksum),
-        sum: pseudo + sum_udp(&udp),
+        sum: pseudo + udp_sum,
         pseudo,
-        header_intact: Sum::ZERO.add(&bytes).is_valid(),
+        header_intact: Sum::ZERO.add_words(words).is_valid(),
     })
 }
 
 #[inline(always)]
-fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Refusal> {
-    let bytes: [u8; ipv6::HEADER_LEN] = frame.load(offset).ok_or(Refusal::Pass(PassReason::TooShort))?;
-    let ip: ipv6::Header = transmute!(bytes);
+fn parse_ipv6(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
+    let words: [u32; 10] = packet.load_words(0).ok_or(Refusal::Pass(PassReason::TooShort))?;
+    let ip: ipv6::Header = transmute!(words);
+    let [_, _, addresses @ ..] = words;
     if ip.version() != 6 {
         return Err(Refusal::Pass(PassReason::NotIp));
     }
@@ -114,35 +161,36 @@ fn parse_ipv6(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<Outer, Re
         next if ipv6::is_extension(next) => return Err(Refusal::Pass(PassReason::Ipv6Extension)),
         _ => return Err(Refusal::Pass(PassReason::NotUdp)),
     }
-    let udp_offset = offset + ipv6::HEADER_LEN;
-    let udp = load_udp(frame, udp_offset)?;
-    let pseudo = Sum::pseudo_ipv6(&ip.source, &ip.destination, IPPROTO_UDP, u32::from(udp.length.get()));
+    let (udp, udp_sum) = load_udp(packet, ipv6::HEADER_LEN)?;
+    let pseudo = pseudo(addresses, IPPROTO_UDP, udp.length.get());
     Ok(Outer {
-        local: ip.destination,
-        remote: ip.source,
+        local: [words[6], words[7], words[8], words[9]],
+        remote: [words[2], words[3], words[4], words[5]],
         port: udp.destination_port.get(),
         ecn: ip.traffic_class() & 3,
         is_ipv6: true,
-        ip_end: udp_offset + usize::from(ip.payload_length.get()),
-        udp_offset,
+        ip_end: offset + ipv6::HEADER_LEN + usize::from(ip.payload_length.get()),
+        udp_offset: offset + ipv6::HEADER_LEN,
         udp_length: usize::from(udp.length.get()),
         udp_checksum: transmute!(udp.checksum),
-        sum: pseudo + sum_udp(&udp),
+        sum: pseudo + udp_sum,
         pseudo,
         header_intact: true,
     })
 }
 
+/// The UDP header and its sum.
 #[inline(always)]
-fn load_udp(frame: &(impl Cursor + ?Sized), offset: usize) -> Result<udp::Header, Refusal> {
-    let bytes: [u8; udp::HEADER_LEN] = frame.load(offset).ok_or(Refusal::Pass(PassReason::TooShort))?;
-    Ok(transmute!(bytes))
+fn load_udp(packet: impl Cursor, offset: usize) -> Result<(udp::Header, Sum), Refusal> {
+    let words: [u32; 2] = packet.load_words(offset).ok_or(Refusal::Pass(PassReason::TooShort))?;
+    Ok((transmute!(words), Sum::ZERO.add_words(words)))
 }
 
+/// The pseudo-header of either family: both addresses as words, the protocol and the L4 length (RFC 768, RFC 8200 §8.1;
+/// they differ only in zero bytes).
 #[inline(always)]
-fn sum_udp(header: &udp::Header) -> Sum {
-    let bytes: [u8; udp::HEADER_LEN] = transmute!(*header);
-    Sum::ZERO.add(&bytes)
+pub(super) fn pseudo<const N: usize>(addresses: [u32; N], protocol: u8, length: u16) -> Sum {
+    Sum::ZERO.add_words(addresses).add_u16(u16::from(protocol)).add_u16(length)
 }
 
 /// "A zero checksum over IPv6 is dropped unless the port is configured for it" (RFC 6935 §5); over IPv4 it means absent.

@@ -7,23 +7,18 @@ use crate::wire::vxlan;
 
 use super::Refusal;
 
-/// A VXLAN or VXLAN-GPE header as it came.
-pub(super) struct Header(pub [u8; vxlan::HEADER_LEN]);
+/// A VXLAN or VXLAN-GPE header as it came: two words in memory order.
+pub(super) struct Header(pub [u32; 2]);
 
 impl Header {
     #[inline(always)]
     pub fn vni(&self) -> u32 {
-        self.word(4) >> 8
+        u32::from_be(self.0[1]) >> 8
     }
 
     #[inline(always)]
     pub fn sum(&self) -> Sum {
-        Sum::ZERO.add(&self.0)
-    }
-
-    #[inline(always)]
-    fn word(&self, at: usize) -> u32 {
-        u32::from_be_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+        Sum::ZERO.add_words(self.0)
     }
 }
 
@@ -39,7 +34,7 @@ pub(super) enum Content {
 #[inline(always)]
 pub(super) fn check(kind: TunnelKind, header: &Header) -> Result<Content, Refusal> {
     // The byte behind the VNI is reserved in both.
-    if header.0[7] != 0 {
+    if u32::from_be(header.0[1]) & 0xff != 0 {
         return Err(Refusal::Drop(DropReason::TunnelHeader));
     }
     match kind {
@@ -52,7 +47,7 @@ pub(super) fn check(kind: TunnelKind, header: &Header) -> Result<Content, Refusa
 /// the kernel drops what it has no extension for (`vxlan_rcv`), and so do we: an unknown extension changes the format.
 #[inline(always)]
 fn check_vxlan(header: &Header) -> Result<Content, Refusal> {
-    if header.word(0) != u32::from(vxlan::FLAG_VNI) << 24 {
+    if header.0[0] != u32::from_ne_bytes([vxlan::FLAG_VNI, 0, 0, 0]) {
         return Err(Refusal::Drop(DropReason::TunnelHeader));
     }
     Ok(Content::Ethernet)
@@ -63,7 +58,7 @@ fn check_vxlan(header: &Header) -> Result<Content, Refusal> {
 fn check_gpe(header: &Header) -> Result<Content, Refusal> {
     const REQUIRED: u8 = vxlan::FLAG_VNI | vxlan::GPE_FLAG_NEXT_PROTOCOL;
     const OPTIONAL: u8 = vxlan::GPE_FLAG_BUM | vxlan::GPE_FLAG_OAM;
-    let [flags, reserved, reserved2, next, ..] = header.0;
+    let [flags, reserved, reserved2, next] = header.0[0].to_ne_bytes();
     if flags & !OPTIONAL != REQUIRED || reserved | reserved2 != 0 {
         return Err(Refusal::Drop(DropReason::TunnelHeader));
     }

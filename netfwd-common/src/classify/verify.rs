@@ -36,26 +36,20 @@ impl Finding {
 
 /// Verifies every checksum that the packet has.
 #[inline(always)]
-pub(super) fn verify(
-    frame: &(impl Cursor + ?Sized),
-    outer: &Outer,
-    header: &Header,
-    inner: &Inner,
-    policy: &Policy,
-) -> Finding {
+pub(super) fn verify(outer: &Outer, header: &Header, inner: &Inner<impl Cursor>, policy: &Policy) -> Finding {
     if !outer.header_intact {
         return Finding::bad(DropReason::OuterIpChecksum);
     }
     let body = if outer.udp_checksum != 0 || inner.l4 == L4::Checked {
         // Lengths have been checked: the cursor only declines what is too long for it.
-        let Some(body) = frame.sum(inner.offset, inner.len) else { return Finding::UNVERIFIED };
+        let Some(body) = inner.body.sum(inner.len) else { return Finding::UNVERIFIED };
         body
     } else {
         Sum::ZERO
     };
     let complete = (inner.pseudo + body).is_valid();
     let inner_partial = inner.l4 == L4::Checked && !complete && is_bare_pseudo(inner.checksum, inner.pseudo);
-    let outer_partial = match outer_state(frame, outer, header, inner, body, inner_partial) {
+    let outer_partial = match outer_state(outer, header, inner, body, inner_partial) {
         OuterState::Intact => false,
         OuterState::Partial => true,
         OuterState::Wrong => return Finding::bad(DropReason::OuterUdpChecksum),
@@ -83,17 +77,16 @@ enum OuterState {
 
 #[inline(always)]
 fn outer_state(
-    frame: &(impl Cursor + ?Sized),
     outer: &Outer,
     header: &Header,
-    inner: &Inner,
+    inner: &Inner<impl Cursor>,
     body: Sum,
     inner_partial: bool,
 ) -> OuterState {
     if outer.udp_checksum == 0 {
         return OuterState::Intact;
     }
-    let around = outer.sum + header.sum() + inner.headers + trailer(frame, inner);
+    let around = outer.sum + header.sum() + inner.headers + trailer(inner);
     // Local checksum offload (`lco_csum`): the outer checksum was computed for the finished inner one, with which
     // segment and pseudo-header add up to nothing.
     let body = if inner_partial { Sum::ZERO.subtract(inner.pseudo) } else { body };
@@ -108,11 +101,11 @@ fn outer_state(
 
 /// The sum of the bytes behind the segment, as they count when the segment has an odd length.
 #[inline(always)]
-fn trailer(frame: &(impl Cursor + ?Sized), inner: &Inner) -> Sum {
+fn trailer(inner: &Inner<impl Cursor>) -> Sum {
     if inner.trailer == 0 {
         return Sum::ZERO;
     }
-    let sum = frame.sum_short(inner.offset + inner.len, inner.trailer).unwrap_or(Sum::ZERO);
+    let sum = inner.body.skip(inner.len).sum_short(inner.trailer).unwrap_or(Sum::ZERO);
     // RFC 1071 §2(B): a sum over bytes moved by one is the swapped sum.
     if inner.len % 2 == 1 { Sum::from_raw(u64::from(sum.fold().swap_bytes())) } else { sum }
 }

@@ -1,0 +1,118 @@
+//! What the XDP program costs per packet, by `BPF_PROG_TEST_RUN` with a repeat count, beside an empty program and a
+//! bare `bpf_csum_diff` over the same packet.
+//!
+//! The subjects take turns within each round, so a change of the machine's speed hits all of them; the figure is the median
+//! over the rounds. Repeated runs find the metadata area already grown, so the one helper call that grows it is not
+//! in the figure.
+
+#[path = "../tests/support/packets.rs"]
+mod packets;
+
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use anyhow::Context as _;
+use aya::Ebpf;
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use netfwd::datapath::table::{ForwardingTable, Tunnel};
+use netfwd::io::xdp::XdpProgram;
+use netfwd_common::abi::{Policy, TunnelKind};
+use packets::{Field, Inner, Outer};
+
+static COMPANION: &[u8] = aya::include_bytes_aligned!(env!("NETFWD_EBPF_BENCH_PATH"));
+
+const ROUNDS: usize = 15;
+const REPEAT: u32 = 50_000;
+
+struct Case<'a> {
+    name: &'static str,
+    subject: &'static str,
+    program: &'a Xdp,
+    frame: Vec<u8>,
+    samples: Vec<u64>,
+}
+
+fn main() -> anyhow::Result<()> {
+    // SAFETY: a plain system call without arguments.
+    if unsafe { libc::geteuid() } != 0 {
+        anyhow::bail!("running an eBPF program needs root");
+    }
+    let mut xdp = XdpProgram::load(&table()?, Policy::default())?;
+    let socket = xdp_socket()?;
+    xdp.register_socket(0, &socket)?;
+    let mut companion = Ebpf::load(COMPANION).context("the benchmark's companion object")?;
+    for name in ["empty", "csum_diff"] {
+        let program: &mut Xdp = companion.program_mut(name).context("no such program")?.try_into()?;
+        program.load()?;
+    }
+    let companion =
+        |name| -> anyhow::Result<&Xdp> { Ok(companion.program(name).context("no such program")?.try_into()?) };
+    let (ours, empty, csum_diff) = (xdp.program()?, companion("empty")?, companion("csum_diff")?);
+
+    // 1450 bytes in all: the figure that is promised.
+    let tcp = || Outer::vxlan4(7).frame(&Inner::tcp4(1450 - 50 - 14 - 40).ethernet(0));
+    let zero = || Outer::vxlan4(7).checksum(Field::Zero).frame(&Inner::tcp4(1450 - 50 - 14 - 40).ethernet(0));
+    let case = |name, subject, program, frame| Case { name, subject, program, frame, samples: Vec::new() };
+    let mut cases = vec![
+        case("1450 B vxlan tcp", "empty", empty, tcp()),
+        case("1450 B vxlan tcp", "netfwd", ours, tcp()),
+        case("1450 B vxlan tcp, outer zero", "netfwd", ours, zero()),
+        case("1450 B vxlan tcp", "bpf_csum_diff", csum_diff, tcp()),
+        case("64 B inner vxlan udp", "netfwd", ours, Outer::vxlan4(7).frame(&Inner::udp4(64 - 42).ethernet(0))),
+        case("1450 B vxlan udp in ipv6 in ipv6", "netfwd", ours, {
+            Outer::vxlan6(7).frame(&Inner::udp6(1450 - 70 - 14 - 48).ethernet(0))
+        }),
+        case("1450 B gpe tcp", "netfwd", ours, Outer::gpe4(9, 1).frame(&Inner::tcp4(1450 - 50 - 40).bytes())),
+        case("not ours: tcp", "netfwd", ours, packets::ethernet([10, 0, 0, 1].into(), 0, &Inner::tcp4(100).bytes())),
+    ];
+    for _ in 0..ROUNDS {
+        for case in &mut cases {
+            let options = TestRunOptions { data_in: Some(&case.frame), repeat: REPEAT, ..TestRunOptions::new() };
+            case.samples.push(case.program.test_run(options)?.duration.as_nanos() as u64);
+        }
+    }
+    eprintln!("{:<36} {:<14} {:>9}", "case", "subject", "ns/packet");
+    for case in &mut cases {
+        case.samples.sort_unstable();
+        let median = case.samples[ROUNDS / 2];
+        eprintln!("{:<36} {:<14} {median:>9}", case.name, case.subject);
+        let line = serde_json::json!({
+            "bench": "xdp", "case": case.name, "subject": case.subject, "value": median, "unit": "ns/packet",
+        });
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn table() -> anyhow::Result<ForwardingTable> {
+    let tunnel = |kind, vni, port, [local, remote]: [&str; 2]| -> anyhow::Result<Tunnel> {
+        Ok(Tunnel {
+            name: format!("bench{vni}"),
+            kind,
+            vni,
+            local: local.parse()?,
+            port,
+            remotes: vec![remote.parse()?],
+            learning: false,
+            static_macs: Vec::new(),
+            routes: Vec::new(),
+            mtu: 1450,
+            udp_checksum: true,
+            udp6_zero_checksum_rx: false,
+            dscp: 0,
+        })
+    };
+    Ok(ForwardingTable::new(vec![
+        tunnel(TunnelKind::Vxlan, 7, 4789, ["10.9.0.2", "10.9.0.1"])?,
+        tunnel(TunnelKind::Vxlan, 7, 4789, ["fd09::2", "fd09::1"])?,
+        tunnel(TunnelKind::VxlanGpe, 9, 4790, ["10.9.0.2", "10.9.0.1"])?,
+    ]))
+}
+
+/// An AF_XDP socket for the map; a test run does not deliver to it.
+fn xdp_socket() -> anyhow::Result<OwnedFd> {
+    // SAFETY: a plain system call without pointers.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    anyhow::ensure!(fd >= 0, "AF_XDP socket: {}", std::io::Error::last_os_error());
+    // SAFETY: the descriptor was just made and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
