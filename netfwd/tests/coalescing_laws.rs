@@ -317,7 +317,7 @@ fn check_fragments(samples: &[Sample], origin: &[(usize, bool)]) -> Result<(), T
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn superframes_resplit_into_what_came_in(samples in batch()) {

@@ -3,7 +3,7 @@
 //! Whatever is merged gets a checksum that the kernel computes, so damage that goes unnoticed here is laundered for ever.
 //! XDP has vetted most packets; those that reached user space another way are verified here, by the same rules.
 //!
-//! Invariants: afterwards every length field lies within the packet and padding is gone; [`Checksums::Verified`] means
+//! Invariants: afterwards every length field lies within the packet and, unless it is bad, padding is gone; [`Checksums::Verified`] means
 //! that the IPv4 header and the TCP or UDP checksum were seen to be right. A packet that is merely unusual (not IP, a
 //! fragment, options, extension headers, a UDP length below the IP payload) passes as [`Checksums::Unverified`]: it is
 //! never merged and never dropped for it.
@@ -43,16 +43,17 @@ pub fn vet(bytes: &mut [u8], link: Link, verdict: ChecksumVerdict, policy: Verif
     let Some((offset, family)) = locate_ip(link, bytes) else { return vet_non_ip(bytes, link) };
     let inner = Inner::parse(bytes.get(offset..).unwrap_or_default(), family)?;
     let len = offset + inner.len;
-    match verdict {
-        ChecksumVerdict::Verified | ChecksumVerdict::Absent | ChecksumVerdict::Bad => {
-            Ok(Vetted::new(len, verdict.into()))
-        }
+    let vetted = match verdict {
+        ChecksumVerdict::Verified | ChecksumVerdict::Absent | ChecksumVerdict::Bad => Vetted::new(len, verdict.into()),
         ChecksumVerdict::Unverified | ChecksumVerdict::Partial => {
             let packet = bytes.get_mut(offset..len).unwrap_or_default();
             let finding = inner.verify(packet);
-            inner.judge(packet, finding, policy).map(|vetted| Vetted { len, ..vetted })
+            Vetted { len, ..inner.judge(packet, finding, policy)? }
         }
-    }
+    };
+    // The damage may be in the length itself: what is bad goes on as it came.
+    let is_bad = vetted.checksums == Checksums::Bad;
+    Ok(if is_bad { Vetted { len: bytes.len(), ..vetted } } else { vetted })
 }
 
 /// ARP, LLDP and the like pass through a TAP; a TUN carries nothing but IP.
