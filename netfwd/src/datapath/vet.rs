@@ -107,7 +107,7 @@ impl Inner {
     /// Sums what can be summed.
     fn verify(&self, packet: &[u8]) -> Finding {
         let (header, segment) = packet.split_at(self.header_len);
-        if self.family == Family::V4 && !Sum::ZERO.add(header).is_valid() {
+        if self.family == Family::V4 && !sum_short(header).is_valid() {
             return Finding::Wrong(DropReason::InnerIpChecksum);
         }
         let (Some(pseudo), Some(field)) = (self.pseudo(packet), self.checksum_field(segment)) else {
@@ -168,17 +168,13 @@ impl Inner {
             Content::Udp => IPPROTO_UDP,
             Content::Opaque => return None,
         };
+        // RFC 768 and RFC 8200 §8.1: addresses, protocol and length; in both headers the addresses stand together.
+        let addresses = match self.family {
+            Family::V4 => packet.get(12..20)?,
+            Family::V6 => packet.get(8..40)?,
+        };
         let len = self.len - self.header_len;
-        match self.family {
-            Family::V4 => {
-                let (header, _) = ipv4::Header::ref_from_prefix(packet).ok()?;
-                Some(Sum::pseudo_ipv4(&header.source, &header.destination, protocol, len as u16))
-            }
-            Family::V6 => {
-                let (header, _) = ipv6::Header::ref_from_prefix(packet).ok()?;
-                Some(Sum::pseudo_ipv6(&header.source, &header.destination, protocol, len as u32))
-            }
-        }
+        Some(sum_short(addresses).add_u16(u16::from(protocol)).add_u32(len as u32))
     }
 
     /// Where the checksum is, from the start of the segment.
@@ -234,6 +230,13 @@ fn udp_content(datagram: &[u8]) -> Result<Content, DropReason> {
         length if (udp::HEADER_LEN..datagram.len()).contains(&length) => Ok(Content::Opaque),
         _ => Err(DropReason::InnerHeader),
     }
+}
+
+/// The sum of a few words: headers and addresses, whose length is a multiple of four.
+#[inline]
+fn sum_short(bytes: &[u8]) -> Sum {
+    let words = bytes.chunks_exact(4).filter_map(|word| word.first_chunk::<4>());
+    Sum::from_raw(words.map(|word| u64::from(u32::from_ne_bytes(*word))).sum())
 }
 
 /// Whether a checksum field holds the folded, not complemented sum of the pseudo-header, in either form of zero.
