@@ -3,7 +3,7 @@
 //! Whatever is merged gets a checksum that the kernel computes, so damage that goes unnoticed here is laundered for ever.
 //! XDP has vetted most packets; those that reached user space another way are verified here, by the same rules.
 //!
-//! Invariants: afterwards every length field lies within the packet and padding is gone; [`Checksums::Verified`] means
+//! Invariants: afterwards every length field lies within the packet and, unless it is bad, padding is gone; [`Checksums::Verified`] means
 //! that the IPv4 header and the TCP or UDP checksum were seen to be right. A packet that is merely unusual (not IP, a
 //! fragment, options, extension headers, a UDP length below the IP payload) passes as [`Checksums::Unverified`]: it is
 //! never merged and never dropped for it.
@@ -43,16 +43,17 @@ pub fn vet(bytes: &mut [u8], link: Link, verdict: ChecksumVerdict, policy: Verif
     let Some((offset, family)) = locate_ip(link, bytes) else { return vet_non_ip(bytes, link) };
     let inner = Inner::parse(bytes.get(offset..).unwrap_or_default(), family)?;
     let len = offset + inner.len;
-    match verdict {
-        ChecksumVerdict::Verified | ChecksumVerdict::Absent | ChecksumVerdict::Bad => {
-            Ok(Vetted::new(len, verdict.into()))
-        }
+    let vetted = match verdict {
+        ChecksumVerdict::Verified | ChecksumVerdict::Absent | ChecksumVerdict::Bad => Vetted::new(len, verdict.into()),
         ChecksumVerdict::Unverified | ChecksumVerdict::Partial => {
             let packet = bytes.get_mut(offset..len).unwrap_or_default();
             let finding = inner.verify(packet);
-            inner.judge(packet, finding, policy).map(|vetted| Vetted { len, ..vetted })
+            Vetted { len, ..inner.judge(packet, finding, policy)? }
         }
-    }
+    };
+    // The damage may be in the length itself: what is bad goes on as it came.
+    let is_bad = vetted.checksums == Checksums::Bad;
+    Ok(if is_bad { Vetted { len: bytes.len(), ..vetted } } else { vetted })
 }
 
 /// ARP, LLDP and the like pass through a TAP; a TUN carries nothing but IP.
@@ -106,7 +107,7 @@ impl Inner {
     /// Sums what can be summed.
     fn verify(&self, packet: &[u8]) -> Finding {
         let (header, segment) = packet.split_at(self.header_len);
-        if self.family == Family::V4 && !Sum::ZERO.add(header).is_valid() {
+        if self.family == Family::V4 && !sum_short(header).is_valid() {
             return Finding::Wrong(DropReason::InnerIpChecksum);
         }
         let (Some(pseudo), Some(field)) = (self.pseudo(packet), self.checksum_field(segment)) else {
@@ -167,17 +168,13 @@ impl Inner {
             Content::Udp => IPPROTO_UDP,
             Content::Opaque => return None,
         };
+        // RFC 768 and RFC 8200 §8.1: addresses, protocol and length; in both headers the addresses stand together.
+        let addresses = match self.family {
+            Family::V4 => packet.get(12..20)?,
+            Family::V6 => packet.get(8..40)?,
+        };
         let len = self.len - self.header_len;
-        match self.family {
-            Family::V4 => {
-                let (header, _) = ipv4::Header::ref_from_prefix(packet).ok()?;
-                Some(Sum::pseudo_ipv4(&header.source, &header.destination, protocol, len as u16))
-            }
-            Family::V6 => {
-                let (header, _) = ipv6::Header::ref_from_prefix(packet).ok()?;
-                Some(Sum::pseudo_ipv6(&header.source, &header.destination, protocol, len as u32))
-            }
-        }
+        Some(sum_short(addresses).add_u16(u16::from(protocol)).add_u32(len as u32))
     }
 
     /// Where the checksum is, from the start of the segment.
@@ -233,6 +230,13 @@ fn udp_content(datagram: &[u8]) -> Result<Content, DropReason> {
         length if (udp::HEADER_LEN..datagram.len()).contains(&length) => Ok(Content::Opaque),
         _ => Err(DropReason::InnerHeader),
     }
+}
+
+/// The sum of a few words: headers and addresses, whose length is a multiple of four.
+#[inline]
+fn sum_short(bytes: &[u8]) -> Sum {
+    let words = bytes.chunks_exact(4).filter_map(|word| word.first_chunk::<4>());
+    Sum::from_raw(words.map(|word| u64::from(u32::from_ne_bytes(*word))).sum())
 }
 
 /// Whether a checksum field holds the folded, not complemented sum of the pseudo-header, in either form of zero.

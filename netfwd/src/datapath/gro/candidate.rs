@@ -122,7 +122,7 @@ pub(super) fn network_difference(family: Family, seed: u64, packet: u64) -> Flus
 }
 
 /// Decides about one packet.
-#[inline]
+#[inline(always)]
 pub(super) fn examine(packet: &InnerPacket<'_>, rules: &Rules) -> Result<(FlowKey, Candidate), Alone> {
     match locate_ip(packet.link, packet.bytes) {
         Some((ip, Family::V4)) => examine_ipv4(packet, ip, rules),
@@ -131,7 +131,7 @@ pub(super) fn examine(packet: &InnerPacket<'_>, rules: &Rules) -> Result<(FlowKe
     }
 }
 
-#[inline]
+#[inline(always)]
 fn examine_ipv4(packet: &InnerPacket<'_>, ip: usize, rules: &Rules) -> Result<(FlowKey, Candidate), Alone> {
     let Ok((header, _)) = ipv4::Header::ref_from_prefix(packet.bytes.get(ip..).unwrap_or_default()) else {
         return Err(headless());
@@ -152,7 +152,7 @@ fn examine_ipv4(packet: &InnerPacket<'_>, ip: usize, rules: &Rules) -> Result<(F
     subject.transport(rules, Family::V4, ip, fields.word(), fields.id())
 }
 
-#[inline]
+#[inline(always)]
 fn examine_ipv6(packet: &InnerPacket<'_>, ip: usize, rules: &Rules) -> Result<(FlowKey, Candidate), Alone> {
     let Ok((header, _)) = ipv6::Header::ref_from_prefix(packet.bytes.get(ip..).unwrap_or_default()) else {
         return Err(headless());
@@ -182,7 +182,7 @@ pub(super) struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    #[inline]
+    #[inline(always)]
     fn transport(
         &self,
         rules: &Rules,

@@ -19,7 +19,7 @@ pub(super) struct Fields {
 }
 
 /// Takes a TCP segment apart: its fields and the length of its header.
-#[inline]
+#[inline(always)]
 pub(super) fn examine(segment: &[u8], checksums: Checksums) -> Result<(Transport, u16), FlushReason> {
     let (header, _) = Header::ref_from_prefix(segment).map_err(|_| FlushReason::Length)?;
     let header_len = header.header_len();

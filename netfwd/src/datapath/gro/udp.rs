@@ -31,7 +31,7 @@ impl From<FlushReason> for Refusal {
 }
 
 /// Takes a datagram apart: its fields and the length of its header.
-#[inline]
+#[inline(always)]
 pub(super) fn examine(
     datagram: &[u8],
     checksums: Checksums,
