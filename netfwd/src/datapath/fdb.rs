@@ -11,12 +11,11 @@
 //! or late, and the next packet teaches it again. Two workers that learn one address at the same moment may fill two
 //! slots; lookups and refreshes use the first, and the other ages out.
 //!
-//! Invariants: at most [`CAPACITY`] learned entries per tunnel, with twice as many slots, so that few find their
-//! set full: under 1 % of a full table's addresses.
-//! What does not fit is not learned, and its frames are flooded; nothing in use is evicted for a newcomer. Static
-//! entries are never aged and never overridden by learning. Lookups skip what is older than [`MAX_AGE`], so ageing does not
-//! depend on how often [`Fdbs::age`] sweeps. The arrays are zero-allocated: a page costs memory once an address
-//! falls into it.
+//! Invariants: at most [`CAPACITY`] learned entries per tunnel, with twice as many slots, so that few addresses find
+//! their set full: under 1 % of a full table's. What does not fit is not learned, and its frames are flooded; nothing
+//! in use is evicted for a newcomer. Static entries are never aged and never overridden by learning. Lookups skip what
+//! is older than [`MAX_AGE`], so ageing does not depend on how often [`Fdbs::age`] sweeps. The arrays are
+//! zero-allocated: a page costs memory once an address falls into it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};

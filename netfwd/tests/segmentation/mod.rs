@@ -156,7 +156,7 @@ impl Shape {
             L4::Tcp { sequence, flags, options } => {
                 header.extend(sequence.to_be_bytes());
                 header.extend(0x0102_0304u32.to_be_bytes());
-                header.extend([((20 + options.len()) / 4 << 4) as u8, *flags]);
+                header.extend([(((20 + options.len()) / 4) << 4) as u8, *flags]);
                 header.extend([0x20, 0x01, 0, 0, 0, 0]);
                 header.extend(options);
             }
