@@ -29,6 +29,8 @@ const UDP_LEN: usize = 8;
 const MAX_SLICES: usize = 16;
 /// IPv4's default TTL and IPv6's hop limit (RFC 1700; the kernel's vxlan uses the route's, which defaults to this).
 const HOP_LIMIT: u8 = 64;
+/// SO_SNDBUF.
+const SEND_BUFFER: usize = 1 << 20;
 
 /// One worker's raw sockets, as far as the kernel gives them.
 #[derive(Debug)]
@@ -77,7 +79,12 @@ impl RawSender {
 
 fn open_raw(local: IpAddr) -> io::Result<OwnedFd> {
     let socket = socket::open(local, SocketType::RAW, Some(ipproto::RAW))?;
-    socket::set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, 1 << 20)?;
+    socket::set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
+    // Drops of the queueing discipline shall be seen. No ICMP error finds its way here: none is about protocol 255.
+    match local {
+        IpAddr::V4(_) => socket::set_int(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?,
+        IpAddr::V6(_) => socket::set_int(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?,
+    }
     Ok(socket)
 }
 

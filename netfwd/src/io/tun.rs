@@ -10,7 +10,9 @@
 //! - TUNSETOFFLOAD is per device: it is set once, after all queues are there.
 //! - IFF_NAPI stays off: plain IFF_NAPI polls per write.
 //!
-//! Not here: coalescing and cutting, which are the data path's.
+//! Not here: coalescing and cutting, which are the data path's. Nor a smaller `gso_max_size`, though a full superframe
+//! needs two `UDP_SEGMENT` calls once each segment has its tunnel header: the kernel would cut every larger superframe
+//! that it forwards into single packets first (`gso_features_check`), at many times the price of a second call.
 
 use std::ffi::CString;
 use std::io::{self, IoSlice};
