@@ -473,3 +473,15 @@ fn drops_of_the_queueing_discipline_are_counted() {
         });
     }
 }
+
+#[test]
+fn an_empty_datagram_is_handed_on() {
+    in_new_namespace("an_empty_datagram_is_handed_on", || {
+        let local: SocketAddr = "127.0.0.1:4789".parse().unwrap();
+        let mut socket = ReceiveSocket::bind_group(&ReceiveOptions { local, udp6_zero_checksum_rx: false }, 1).unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.send_to(b"", local).unwrap();
+        sender.send_to(b"more", local).unwrap();
+        assert_eq!(payloads(receive(&mut socket[0], 2)), [b"".to_vec(), b"more".to_vec()]);
+    });
+}

@@ -133,7 +133,8 @@ impl ReceiveSocket {
         received
     }
 
-    /// Datagrams that the kernel dropped because the buffer was full, as far as the messages received since told.
+    /// Datagrams that the kernel dropped because the buffer was full, as far as the messages received since told. The
+    /// kernel counts an aggregate as one.
     pub fn drops(&self) -> u64 {
         self.drops
     }
@@ -241,7 +242,7 @@ pub struct Datagram<'a> {
 }
 
 /// The datagrams of one `recvmmsg`, aggregates cut apart; they may be kept together as long as the batch's buffers are
-/// borrowed. Empty datagrams are not yielded.
+/// borrowed. An empty datagram is yielded too: it is for the data path to refuse and count.
 #[derive(Debug)]
 pub struct Batch<'a> {
     storage: &'a mut [u8],
@@ -275,6 +276,10 @@ impl<'a> Iterator for Batch<'a> {
             let (buffer, storage) = std::mem::take(&mut self.storage).split_at_mut_checked(BUFFER_LEN)?;
             (self.received, self.storage) = (rest, storage);
             let len = received.len.min(BUFFER_LEN);
+            if len == 0 {
+                let Received { remote, port, tos, .. } = *received;
+                return Some(Datagram { payload: &mut [], remote, port, tos });
+            }
             self.at = Some((buffer[..len].chunks_mut(received.segment_size.max(1)), *received));
         }
     }

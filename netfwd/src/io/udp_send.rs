@@ -34,6 +34,8 @@ use crate::datapath::seam::{DatagramSink, OuterChecksum, SendFailure, Transmit};
 pub const MAX_SEGMENTS: usize = 64;
 /// UDP payload that fits an IPv4 packet.
 pub const MAX_PAYLOAD: usize = 65_507;
+/// A pool's size unless there is reason for another: as many paths for a network that balances by source port.
+pub const POOL_SIZE: usize = 64;
 /// The range of source ports (RFC 7348 §5: the dynamic ports of RFC 6335).
 const FIRST_PORT: u16 = 49_152;
 const PORTS: usize = 16_384;
