@@ -284,3 +284,30 @@ impl<'a> Iterator for Batch<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aggregates_are_cut_at_their_segment_size() {
+        // (bytes received, UDP_GRO's size, the datagrams' sizes)
+        let cases: [(usize, usize, &[usize]); 6] = [
+            (3000, 1000, &[1000, 1000, 1000]),
+            (2001, 1000, &[1000, 1000, 1]),
+            (700, 700, &[700]),
+            (700, 1400, &[700]),
+            (0, 1, &[0]),
+            (65_507, 65_507, &[65_507]),
+        ];
+        let mut buffers = ReceiveBuffers::new();
+        for (place, (received, (len, segment_size, _))) in buffers.received.iter_mut().zip(cases).enumerate() {
+            *received = Received { len, segment_size, port: place as u16, ..Received::EMPTY };
+        }
+        let storage = &mut buffers.storage[..cases.len() * BUFFER_LEN];
+        let batch = Batch { storage, received: &buffers.received[..cases.len()], at: None };
+        let cut: Vec<_> = batch.map(|datagram| (datagram.port, datagram.payload.len())).collect();
+        let expected = cases.iter().enumerate().flat_map(|(i, case)| case.2.iter().map(move |len| (i as u16, *len)));
+        assert_eq!(cut, expected.collect::<Vec<_>>());
+    }
+}

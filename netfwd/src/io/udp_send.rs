@@ -131,6 +131,8 @@ fn configure(socket: &OwnedFd, local: IpAddr) -> io::Result<()> {
         socket::set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
     } else {
         socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+        // A label from the kernel's own hash would tell the runs of a flow from its raw single datagrams.
+        socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, 0)?;
         socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)
     }
 }
