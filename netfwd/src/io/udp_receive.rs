@@ -73,33 +73,11 @@ impl ReceiveSocket {
         for (iovec, buffer) in iovecs.iter_mut().zip(buffers.storage.chunks_exact_mut(BUFFER_LEN)) {
             *iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         }
-        let mut messages: [libc::mmsghdr; BATCH] = std::array::from_fn(|i| {
-            // SAFETY: `mmsghdr` is a C structure of integers and pointers, for which all zeroes is a value.
-            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
-            message.msg_hdr.msg_name = ptr::from_mut(&mut names[i]).cast();
-            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
-            message.msg_hdr.msg_iov = &mut iovecs[i];
-            message.msg_hdr.msg_iovlen = 1;
-            let room = controls[i].room();
-            message.msg_hdr.msg_control = room.as_mut_ptr().cast();
-            message.msg_hdr.msg_controllen = room.len() as _;
-            message
-        });
-        // SAFETY: every header points to its own name, buffer and control room of the stated lengths, all of which
-        // outlive the call; nothing else touches them meanwhile.
-        let count = unsafe {
-            libc::recvmmsg(
-                self.socket.as_raw_fd(),
-                messages.as_mut_ptr(),
-                BATCH as libc::c_uint,
-                libc::MSG_DONTWAIT as _,
-                ptr::null_mut(),
-            )
-        };
-        let count = match usize::try_from(count) {
-            Ok(count) => count.min(BATCH),
-            Err(_) => nothing_there(io::Error::last_os_error())?,
-        };
+        let mut messages: [libc::mmsghdr; BATCH] =
+            std::array::from_fn(|i| message(&mut names[i], &mut iovecs[i], &mut controls[i]));
+        // SAFETY: names, controls and iovecs live in this frame and the buffers are exclusively borrowed; none of them is
+        // touched before the call returns.
+        let count = unsafe { receive_messages(&self.socket, &mut messages) }?;
         for (i, message) in messages[..count].iter().enumerate() {
             let control = controls[i].received(message.msg_hdr.msg_controllen as _);
             let truncated = message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
@@ -169,7 +147,39 @@ fn configure(socket: &OwnedFd, options: &ReceiveOptions) -> io::Result<()> {
     Ok(())
 }
 
-fn nothing_there(error: io::Error) -> io::Result<usize> {
+/// A header that points to where the kernel is to write a message's parts.
+fn message(
+    name: &mut libc::sockaddr_in6,
+    iovec: &mut libc::iovec,
+    control: &mut Control<CONTROL_LEN>,
+) -> libc::mmsghdr {
+    // SAFETY: `mmsghdr` is a C structure of integers and pointers, for which all zeroes is a value.
+    let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    message.msg_hdr.msg_name = ptr::from_mut(name).cast();
+    message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+    message.msg_hdr.msg_iov = iovec;
+    message.msg_hdr.msg_iovlen = 1;
+    let room = control.room();
+    message.msg_hdr.msg_control = room.as_mut_ptr().cast();
+    message.msg_hdr.msg_controllen = room.len() as _;
+    message
+}
+
+/// Receives as many messages as are there, and says how many.
+///
+/// # Safety
+///
+/// What the headers point to is valid for writes of the stated lengths, and nothing else refers to it meanwhile.
+unsafe fn receive_messages(socket: &OwnedFd, messages: &mut [libc::mmsghdr; BATCH]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT as _;
+    // SAFETY: the caller keeps what this function's contract says; the headers themselves are a live slice.
+    let count = unsafe {
+        libc::recvmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), BATCH as libc::c_uint, flags, ptr::null_mut())
+    };
+    if let Ok(count) = usize::try_from(count) {
+        return Ok(count.min(BATCH));
+    }
+    let error = io::Error::last_os_error();
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
         _ => Err(error),
