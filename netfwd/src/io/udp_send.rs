@@ -287,8 +287,10 @@ pub(super) fn send_patiently(
             // Bounded by PATIENCE; what poll says does not matter, the second attempt decides.
             let _ = poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::OUT)], Some(&PATIENCE));
         }
+        // EMSGSIZE may be an ICMPv6 Packet Too Big of an earlier datagram as well as the verdict on this one.
         Some(
-            libc::ECONNREFUSED
+            libc::EMSGSIZE
+            | libc::ECONNREFUSED
             | libc::EHOSTUNREACH
             | libc::ENETUNREACH
             | libc::EHOSTDOWN
