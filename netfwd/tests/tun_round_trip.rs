@@ -131,6 +131,7 @@ fn a_udp_superframe_takes_as_many_segments_as_the_probe_says() {
         let (device, _queue) = device(&options("probed", Link::Ip, NEAR_MAC, &[]));
         let limit = device.offloads().write.udp_segments;
         assert!([0, 64, 128].contains(&limit), "{limit}");
+        println!("{:?}", device.offloads());
         for link in LINKS {
             let mut lab = Lab::new(link);
             for family in FAMILIES {

@@ -23,19 +23,21 @@ impl<'a> Gather<'a> {
         total_len(self.slices) - self.offset
     }
 
-    /// Takes the next `bytes` bytes (or what is left) as a gather list written to `out`, and returns its entries.
-    /// `None` if `out` is too short for them; the position then stays where it was.
-    pub fn take(&mut self, bytes: usize, out: &mut [IoSlice<'a>]) -> Option<usize> {
+    /// Takes the next `bytes` bytes (or what is left) as a gather list in `out`, whose former content is dropped.
+    /// `false` if that needs more than [`MAX_SLICES`] entries; the position then stays where it was.
+    pub fn take(&mut self, bytes: usize, out: &mut Vec<IoSlice<'a>>) -> bool {
+        out.clear();
         let mut at = *self;
         let mut left = bytes;
-        let mut count = 0;
         while left > 0 {
             let Some((first, rest)) = at.slices.split_first() else { break };
             let piece: &'a [u8] = first.get(at.offset..).unwrap_or_default();
             let taken = piece.len().min(left);
             if taken > 0 {
-                *out.get_mut(count)? = IoSlice::new(&piece[..taken]);
-                count += 1;
+                if out.len() == MAX_SLICES {
+                    return false;
+                }
+                out.push(IoSlice::new(&piece[..taken]));
                 left -= taken;
             }
             if taken == piece.len() {
@@ -45,8 +47,15 @@ impl<'a> Gather<'a> {
             }
         }
         *self = at;
-        Some(count)
+        true
     }
+}
+
+/// Empties a gather list and hands its allocation on to the next batch, whose slices live elsewhere: std collects in
+/// place what has the same layout.
+pub fn recycle<'b>(mut list: Vec<IoSlice<'_>>) -> Vec<IoSlice<'b>> {
+    list.clear();
+    list.into_iter().map(|_| IoSlice::new(&[])).collect()
 }
 
 /// Bytes in a gather list.
@@ -58,38 +67,44 @@ pub fn total_len(slices: &[IoSlice<'_>]) -> usize {
 mod tests {
     use super::*;
 
-    fn taken(gather: &mut Gather<'_>, bytes: usize) -> Option<Vec<u8>> {
-        let mut gather_copy = *gather;
-        let mut out = [IoSlice::new(&[]); 3];
-        let count = gather_copy.take(bytes, &mut out)?;
-        let joined = out[..count].iter().flat_map(|slice| slice.to_vec()).collect();
-        *gather = gather_copy;
-        Some(joined)
+    fn joined(list: &[IoSlice<'_>]) -> Vec<u8> {
+        list.iter().flat_map(|slice| slice.to_vec()).collect()
     }
 
     #[test]
     fn pieces_put_together_are_the_whole() {
         let whole: Vec<u8> = (0..40).collect();
         let slices = [&whole[..1], &whole[1..1], &whole[1..17], &whole[17..18], &whole[18..]].map(IoSlice::new);
+        let mut list = Vec::new();
         for size in 1..=41 {
             let mut gather = Gather::new(&slices);
-            let mut joined = Vec::new();
+            let mut all = Vec::new();
             while gather.remaining() > 0 {
-                let mut out = [IoSlice::new(&[]); 5];
-                let count = gather.take(size, &mut out).unwrap();
-                joined.extend(out[..count].iter().flat_map(|slice| slice.to_vec()));
+                assert!(gather.take(size, &mut list));
+                assert!(total_len(&list) == size || gather.remaining() == 0);
+                all.extend(joined(&list));
             }
-            assert_eq!(joined, whole, "pieces of {size}");
+            assert_eq!(all, whole, "pieces of {size}");
         }
     }
 
     #[test]
-    fn a_list_too_long_for_the_room_takes_nothing() {
-        let bytes = [1u8, 2, 3, 4];
+    fn a_list_too_long_for_the_kernel_takes_nothing() {
+        let bytes = [7; MAX_SLICES + 1];
         let slices: Vec<_> = bytes.chunks(1).map(IoSlice::new).collect();
         let mut gather = Gather::new(&slices);
-        assert_eq!(taken(&mut gather, 4), None);
-        assert_eq!(gather.remaining(), 4);
-        assert_eq!(taken(&mut gather, 3), Some(vec![1, 2, 3]));
+        let mut list = Vec::new();
+        assert!(!gather.take(MAX_SLICES + 1, &mut list));
+        assert_eq!(gather.remaining(), MAX_SLICES + 1);
+        assert!(gather.take(MAX_SLICES, &mut list));
+        assert_eq!((list.len(), gather.remaining()), (MAX_SLICES, 1));
+    }
+
+    #[test]
+    fn a_recycled_list_keeps_its_allocation() {
+        let list: Vec<IoSlice<'_>> = Vec::with_capacity(MAX_SLICES);
+        let place = list.as_ptr() as usize;
+        let recycled = recycle(list);
+        assert_eq!((recycled.as_ptr() as usize, recycled.capacity()), (place, MAX_SLICES));
     }
 }

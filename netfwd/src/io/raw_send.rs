@@ -15,20 +15,22 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use netfwd_common::checksum::Sum;
+use netfwd_common::wire::{ipv4, ipv6, udp};
 use rustix::net::{SocketType, ipproto};
+use zerocopy::IntoBytes;
 
 use super::gather::total_len;
 use super::socket::{self, SocketName};
 use super::udp_send::send_patiently;
 use crate::datapath::seam::{OuterChecksum, Transmit};
 
-const IPV4_LEN: usize = 20;
-const IPV6_LEN: usize = 40;
-const UDP_LEN: usize = 8;
-/// Slices of a single datagram: tunnel header, inner headers and payload are a handful.
+const UDP: u8 = 17;
+/// Slices of a single datagram with our own: tunnel header, inner headers and payload are a handful.
 const MAX_SLICES: usize = 16;
 /// IPv4's default TTL and IPv6's hop limit (RFC 1700; the kernel's vxlan uses the route's, which defaults to this).
 const HOP_LIMIT: u8 = 64;
+/// SO_SNDBUF.
+const SEND_BUFFER: usize = 1 << 20;
 
 /// One worker's raw sockets, as far as the kernel gives them.
 #[derive(Debug)]
@@ -56,66 +58,108 @@ impl RawSender {
 
     /// Sends a single datagram from `source_port`.
     pub fn send(&self, transmit: &Transmit<'_>, source_port: u16) -> io::Result<()> {
-        let mut storage = [0; IPV6_LEN + UDP_LEN];
-        let (socket, headers) = match (transmit.local, &self.v4, &self.v6) {
-            (IpAddr::V4(_), Some(socket), _) => (socket, storage.get_mut(..IPV4_LEN + UDP_LEN)),
-            (IpAddr::V6(_), _, Some(socket)) => (socket, storage.get_mut(..IPV6_LEN + UDP_LEN)),
-            _ => return Err(io::ErrorKind::Unsupported.into()),
+        let socket = match transmit.local {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
         };
-        let headers = headers.ok_or(io::ErrorKind::InvalidInput)?;
-        write_headers(headers, transmit, source_port).ok_or(io::ErrorKind::InvalidInput)?;
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let (first, payload) = slices.split_at_mut(1);
-        first[0] = IoSlice::new(headers);
-        let payload = payload.get_mut(..transmit.slices.len()).ok_or(io::ErrorKind::InvalidInput)?;
-        payload.copy_from_slice(transmit.slices);
+        let socket = socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let headers = Headers::new(transmit, source_port).ok_or(io::ErrorKind::InvalidInput)?;
+        let mut storage = [IoSlice::new(&[]); MAX_SLICES];
+        let slices = storage.get_mut(..2 + transmit.slices.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        (slices[0], slices[1]) = (IoSlice::new(headers.ip.as_bytes()), IoSlice::new(headers.udp.as_bytes()));
+        slices[2..].copy_from_slice(transmit.slices);
         // A raw socket's address has no port: over IPv6 the kernel takes that field for a protocol.
         let name = SocketName::new(transmit.remote, 0);
-        send_patiently(socket.as_fd(), &name, &slices[..=transmit.slices.len()], &[])
+        send_patiently(socket.as_fd(), &name, slices, &[])
     }
 }
 
 fn open_raw(local: IpAddr) -> io::Result<OwnedFd> {
     let socket = socket::open(local, SocketType::RAW, Some(ipproto::RAW))?;
-    socket::set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, 1 << 20)?;
+    socket::set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
+    // Drops of the queueing discipline shall be seen. No ICMP error finds its way here: none is about protocol 255.
+    match local {
+        IpAddr::V4(_) => socket::set_int(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?,
+        IpAddr::V6(_) => socket::set_int(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?,
+    }
     Ok(socket)
 }
 
-/// Writes IP and UDP headers that fill `headers`; `None` if the datagram cannot be.
-fn write_headers(headers: &mut [u8], transmit: &Transmit<'_>, source_port: u16) -> Option<()> {
-    let udp_len = u16::try_from(total_len(transmit.slices).checked_add(UDP_LEN)?).ok()?;
-    let (ip, udp) = headers.split_at_mut_checked(headers.len().checked_sub(UDP_LEN)?)?;
-    let pseudo = match (transmit.local, transmit.remote) {
-        (IpAddr::V4(local), IpAddr::V4(remote)) => {
-            let total_len = udp_len.checked_add(IPV4_LEN as u16)?;
-            put(ip, &[&[0x45, transmit.tos], &total_len.to_be_bytes(), &[0; 4], &[HOP_LIMIT, 17, 0, 0]]);
-            put(ip.get_mut(12..)?, &[&local.octets(), &remote.octets()]);
-            Sum::pseudo_ipv4(&local.octets(), &remote.octets(), 17, udp_len)
-        }
-        (IpAddr::V6(local), IpAddr::V6(remote)) => {
-            let first = (6 << 28) | (u32::from(transmit.tos) << 20);
-            put(ip, &[&first.to_be_bytes(), &udp_len.to_be_bytes(), &[17, HOP_LIMIT]]);
-            put(ip.get_mut(8..)?, &[&local.octets(), &remote.octets()]);
-            Sum::pseudo_ipv6(&local.octets(), &remote.octets(), 17, u32::from(udp_len))
-        }
-        _ => return None,
-    };
-    let ports = [source_port.to_be_bytes(), transmit.port.to_be_bytes()];
-    put(udp, &[&ports[0], &ports[1], &udp_len.to_be_bytes(), &[0, 0]]);
-    let checksum = match transmit.checksum {
-        OuterChecksum::Zero => [0, 0],
-        OuterChecksum::Wanted { payload_sum } => {
-            (pseudo.add(udp) + Sum::from_raw(u64::from(payload_sum?))).checksum().to_udp_bytes()
-        }
-    };
-    put(udp.get_mut(6..)?, &[&checksum]);
-    Some(())
+/// What stands before a datagram's payload.
+struct Headers {
+    ip: IpHeader,
+    udp: udp::Header,
 }
 
-/// Copies `fields` one after the other to the start of `header`, as far as they fit.
-fn put(header: &mut [u8], fields: &[&[u8]]) {
-    for (to, from) in header.iter_mut().zip(fields.iter().copied().flatten()) {
-        *to = *from;
+enum IpHeader {
+    V4(ipv4::Header),
+    V6(ipv6::Header),
+}
+
+impl Headers {
+    /// `None` if there is no such datagram: too long, families mixed, or a checksum wanted whose sum is not known.
+    fn new(transmit: &Transmit<'_>, source_port: u16) -> Option<Self> {
+        let length = u16::try_from(total_len(transmit.slices).checked_add(udp::HEADER_LEN)?).ok()?;
+        let (ip, pseudo) = match (transmit.local, transmit.remote) {
+            (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                let header = ipv4_header(local.octets(), remote.octets(), transmit.tos, length)?;
+                let pseudo = Sum::pseudo_ipv4(&header.source, &header.destination, UDP, length);
+                (IpHeader::V4(header), pseudo)
+            }
+            (IpAddr::V6(local), IpAddr::V6(remote)) => {
+                let header = ipv6_header(local.octets(), remote.octets(), transmit.tos, length);
+                let pseudo = Sum::pseudo_ipv6(&header.source, &header.destination, UDP, u32::from(length));
+                (IpHeader::V6(header), pseudo)
+            }
+            _ => return None,
+        };
+        let mut udp = udp::Header {
+            source_port: source_port.into(),
+            destination_port: transmit.port.into(),
+            length: length.into(),
+            checksum: 0.into(),
+        };
+        if let OuterChecksum::Wanted { payload_sum } = transmit.checksum {
+            let sum = pseudo.add(udp.as_bytes()) + Sum::from_raw(u64::from(payload_sum?));
+            udp.checksum = sum.checksum().to_udp_bytes().into();
+        }
+        Some(Self { ip, udp })
+    }
+}
+
+impl IpHeader {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::V4(header) => header.as_bytes(),
+            Self::V6(header) => header.as_bytes(),
+        }
+    }
+}
+
+/// ID and checksum are left to the kernel.
+fn ipv4_header(source: [u8; 4], destination: [u8; 4], tos: u8, udp_length: u16) -> Option<ipv4::Header> {
+    Some(ipv4::Header {
+        version_ihl: 0x45,
+        tos,
+        total_length: udp_length.checked_add(ipv4::HEADER_LEN as u16)?.into(),
+        id: 0.into(),
+        fragment: 0.into(),
+        ttl: HOP_LIMIT,
+        protocol: UDP,
+        checksum: 0.into(),
+        source,
+        destination,
+    })
+}
+
+fn ipv6_header(source: [u8; 16], destination: [u8; 16], tos: u8, udp_length: u16) -> ipv6::Header {
+    ipv6::Header {
+        version_class_label: ((6 << 28) | (u32::from(tos) << 20)).into(),
+        payload_length: udp_length.into(),
+        next_header: UDP,
+        hop_limit: HOP_LIMIT,
+        source,
+        destination,
     }
 }
 
@@ -138,20 +182,22 @@ mod tests {
         }
     }
 
+    fn bytes(transmit: &Transmit<'_>) -> Option<Vec<u8>> {
+        Headers::new(transmit, 50_001).map(|headers| [headers.ip.as_bytes(), headers.udp.as_bytes()].concat())
+    }
+
     #[test]
     fn a_checksum_from_the_payload_sum_completes_the_datagram() {
         let payload: Vec<u8> = (0..101).collect();
         let slices = [IoSlice::new(&payload[..33]), IoSlice::new(&payload[33..])];
         let payload_sum = Some(Sum::ZERO.add(&payload).fold());
         for v6 in [false, true] {
-            let transmit = transmit(v6, &slices, OuterChecksum::Wanted { payload_sum });
-            let ip_len = if v6 { IPV6_LEN } else { IPV4_LEN };
-            let mut headers = vec![0; ip_len + UDP_LEN];
-            write_headers(&mut headers, &transmit, 50_001).unwrap();
-            let addresses = if v6 { &headers[8..40] } else { &headers[12..20] };
+            let headers = bytes(&transmit(v6, &slices, OuterChecksum::Wanted { payload_sum })).unwrap();
+            let (addresses, udp) =
+                if v6 { (&headers[8..40], &headers[40..]) } else { (&headers[12..20], &headers[20..]) };
             let pseudo = Sum::ZERO.add(addresses).add_u16(17).add_u16(109);
-            assert!(pseudo.add(&headers[ip_len..]).add(&payload).is_valid());
-            assert_eq!(headers[ip_len..ip_len + 2], 50_001u16.to_be_bytes());
+            assert!(pseudo.add(udp).add(&payload).is_valid());
+            assert_eq!(udp[..6], [0xc3, 0x51, 0x12, 0xb5, 0, 109]);
         }
     }
 
@@ -159,18 +205,25 @@ mod tests {
     fn zero_is_zero_and_families_do_not_mix() {
         let slices = [IoSlice::new(b"payload")];
         let mut zero = transmit(false, &slices, OuterChecksum::Zero);
-        let mut headers = [0xff; 28];
-        write_headers(&mut headers, &zero, 50_001).unwrap();
+        let headers = bytes(&zero).unwrap();
         assert_eq!(headers[26..], [0, 0]);
         assert_eq!(headers[..4], [0x45, 2, 0, 35]);
         zero.remote = "fd00::1".parse().unwrap();
-        assert_eq!(write_headers(&mut headers, &zero, 50_001), None);
+        assert_eq!(bytes(&zero), None);
     }
 
     #[test]
     fn a_checksum_without_its_sum_cannot_be_sent_raw() {
         let slices = [IoSlice::new(b"payload")];
-        let wanted = transmit(false, &slices, OuterChecksum::Wanted { payload_sum: None });
-        assert_eq!(write_headers(&mut [0; 28], &wanted, 50_001), None);
+        assert_eq!(bytes(&transmit(false, &slices, OuterChecksum::Wanted { payload_sum: None })), None);
+    }
+
+    #[test]
+    fn a_datagram_too_long_for_its_length_field_is_refused() {
+        let payload = vec![0; 65_508];
+        for (len, v6, fits) in [(65_507, false, true), (65_508, false, false), (65_508, true, true)] {
+            let slices = [IoSlice::new(&payload[..len])];
+            assert_eq!(bytes(&transmit(v6, &slices, OuterChecksum::Zero)).is_some(), fits, "{len} {v6}");
+        }
     }
 }

@@ -10,7 +10,9 @@
 //! - TUNSETOFFLOAD is per device: it is set once, after all queues are there.
 //! - IFF_NAPI stays off: plain IFF_NAPI polls per write.
 //!
-//! Not here: coalescing and cutting, which are the data path's.
+//! Not here: coalescing and cutting, which are the data path's. Nor a smaller `gso_max_size`, though a full superframe
+//! needs two `UDP_SEGMENT` calls once each segment has its tunnel header: the kernel would cut every larger superframe
+//! that it forwards into single packets first (`gso_features_check`), at many times the price of a second call.
 
 use std::ffi::CString;
 use std::io::{self, IoSlice};
@@ -26,7 +28,8 @@ use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 use super::gather::{MAX_SLICES, total_len};
 use super::tun_probe::{self, WriteOffloads};
-use crate::datapath::packet::Link;
+use crate::datapath::packet::{Link, TunnelIndex};
+use crate::datapath::seam::{FrameSink, OverlayFrame};
 
 /// Room for any frame that a device hands over: the vnet header, an Ethernet header with a tag, 64 KiB.
 pub const READ_LEN: usize = vnet::HEADER_LEN + 18 + (1 << 16);
@@ -292,6 +295,36 @@ impl TunQueue {
 impl AsFd for TunQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.queue.as_fd()
+    }
+}
+
+/// One worker's queues of all devices, by [`TunnelIndex`].
+#[derive(Debug, Default)]
+pub struct TunQueues {
+    queues: Vec<TunQueue>,
+}
+
+impl TunQueues {
+    /// Queues in the order of the forwarding table's tunnels.
+    pub fn new(queues: Vec<TunQueue>) -> Self {
+        Self { queues }
+    }
+
+    /// The queue of a tunnel.
+    pub fn get_mut(&mut self, tunnel: TunnelIndex) -> Option<&mut TunQueue> {
+        self.queues.get_mut(usize::from(tunnel.0))
+    }
+
+    /// All queues, in the order of their tunnels.
+    pub fn iter(&self) -> impl Iterator<Item = &TunQueue> {
+        self.queues.iter()
+    }
+}
+
+impl FrameSink for TunQueues {
+    fn write(&mut self, frame: &OverlayFrame<'_>) -> io::Result<()> {
+        let queue = self.get_mut(frame.tunnel).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+        queue.write(frame.slices)
     }
 }
 

@@ -73,33 +73,11 @@ impl ReceiveSocket {
         for (iovec, buffer) in iovecs.iter_mut().zip(buffers.storage.chunks_exact_mut(BUFFER_LEN)) {
             *iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         }
-        let mut messages: [libc::mmsghdr; BATCH] = std::array::from_fn(|i| {
-            // SAFETY: `mmsghdr` is a C structure of integers and pointers, for which all zeroes is a value.
-            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
-            message.msg_hdr.msg_name = ptr::from_mut(&mut names[i]).cast();
-            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
-            message.msg_hdr.msg_iov = &mut iovecs[i];
-            message.msg_hdr.msg_iovlen = 1;
-            let room = controls[i].room();
-            message.msg_hdr.msg_control = room.as_mut_ptr().cast();
-            message.msg_hdr.msg_controllen = room.len() as _;
-            message
-        });
-        // SAFETY: every header points to its own name, buffer and control room of the stated lengths, all of which
-        // outlive the call; nothing else touches them meanwhile.
-        let count = unsafe {
-            libc::recvmmsg(
-                self.socket.as_raw_fd(),
-                messages.as_mut_ptr(),
-                BATCH as libc::c_uint,
-                libc::MSG_DONTWAIT as _,
-                ptr::null_mut(),
-            )
-        };
-        let count = match usize::try_from(count) {
-            Ok(count) => count.min(BATCH),
-            Err(_) => nothing_there(io::Error::last_os_error())?,
-        };
+        let mut messages: [libc::mmsghdr; BATCH] =
+            std::array::from_fn(|i| message(&mut names[i], &mut iovecs[i], &mut controls[i]));
+        // SAFETY: names, controls and iovecs live in this frame and the buffers are exclusively borrowed; none of them is
+        // touched before the call returns.
+        let count = unsafe { receive_messages(&self.socket, &mut messages) }?;
         for (i, message) in messages[..count].iter().enumerate() {
             let control = controls[i].received(message.msg_hdr.msg_controllen as _);
             let truncated = message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
@@ -133,7 +111,8 @@ impl ReceiveSocket {
         received
     }
 
-    /// Datagrams that the kernel dropped because the buffer was full, as far as the messages received since told.
+    /// Datagrams that the kernel dropped because the buffer was full, as far as the messages received since told. The
+    /// kernel counts an aggregate as one.
     pub fn drops(&self) -> u64 {
         self.drops
     }
@@ -168,7 +147,39 @@ fn configure(socket: &OwnedFd, options: &ReceiveOptions) -> io::Result<()> {
     Ok(())
 }
 
-fn nothing_there(error: io::Error) -> io::Result<usize> {
+/// A header that points to where the kernel is to write a message's parts.
+fn message(
+    name: &mut libc::sockaddr_in6,
+    iovec: &mut libc::iovec,
+    control: &mut Control<CONTROL_LEN>,
+) -> libc::mmsghdr {
+    // SAFETY: `mmsghdr` is a C structure of integers and pointers, for which all zeroes is a value.
+    let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    message.msg_hdr.msg_name = ptr::from_mut(name).cast();
+    message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+    message.msg_hdr.msg_iov = iovec;
+    message.msg_hdr.msg_iovlen = 1;
+    let room = control.room();
+    message.msg_hdr.msg_control = room.as_mut_ptr().cast();
+    message.msg_hdr.msg_controllen = room.len() as _;
+    message
+}
+
+/// Receives as many messages as are there, and says how many.
+///
+/// # Safety
+///
+/// What the headers point to is valid for writes of the stated lengths, and nothing else refers to it meanwhile.
+unsafe fn receive_messages(socket: &OwnedFd, messages: &mut [libc::mmsghdr; BATCH]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT as _;
+    // SAFETY: the caller keeps what this function's contract says; the headers themselves are a live slice.
+    let count = unsafe {
+        libc::recvmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), BATCH as libc::c_uint, flags, ptr::null_mut())
+    };
+    if let Ok(count) = usize::try_from(count) {
+        return Ok(count.min(BATCH));
+    }
+    let error = io::Error::last_os_error();
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
         _ => Err(error),
@@ -241,7 +252,7 @@ pub struct Datagram<'a> {
 }
 
 /// The datagrams of one `recvmmsg`, aggregates cut apart; they may be kept together as long as the batch's buffers are
-/// borrowed. Empty datagrams are not yielded.
+/// borrowed. An empty datagram is yielded too: it is for the data path to refuse and count.
 #[derive(Debug)]
 pub struct Batch<'a> {
     storage: &'a mut [u8],
@@ -275,7 +286,38 @@ impl<'a> Iterator for Batch<'a> {
             let (buffer, storage) = std::mem::take(&mut self.storage).split_at_mut_checked(BUFFER_LEN)?;
             (self.received, self.storage) = (rest, storage);
             let len = received.len.min(BUFFER_LEN);
+            if len == 0 {
+                let Received { remote, port, tos, .. } = *received;
+                return Some(Datagram { payload: &mut [], remote, port, tos });
+            }
             self.at = Some((buffer[..len].chunks_mut(received.segment_size.max(1)), *received));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aggregates_are_cut_at_their_segment_size() {
+        // (bytes received, UDP_GRO's size, the datagrams' sizes)
+        let cases: [(usize, usize, &[usize]); 6] = [
+            (3000, 1000, &[1000, 1000, 1000]),
+            (2001, 1000, &[1000, 1000, 1]),
+            (700, 700, &[700]),
+            (700, 1400, &[700]),
+            (0, 1, &[0]),
+            (65_507, 65_507, &[65_507]),
+        ];
+        let mut buffers = ReceiveBuffers::new();
+        for (place, (received, (len, segment_size, _))) in buffers.received.iter_mut().zip(cases).enumerate() {
+            *received = Received { len, segment_size, port: place as u16, ..Received::EMPTY };
+        }
+        let storage = &mut buffers.storage[..cases.len() * BUFFER_LEN];
+        let batch = Batch { storage, received: &buffers.received[..cases.len()], at: None };
+        let cut: Vec<_> = batch.map(|datagram| (datagram.port, datagram.payload.len())).collect();
+        let expected = cases.iter().enumerate().flat_map(|(i, case)| case.2.iter().map(move |len| (i as u16, *len)));
+        assert_eq!(cut, expected.collect::<Vec<_>>());
     }
 }

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::control_message::Control;
-use super::gather::{Gather, MAX_SLICES, total_len};
+use super::gather::{Gather, MAX_SLICES, recycle, total_len};
 use super::raw_send::RawSender;
 use super::socket::{self, SocketError, SocketName, send_gather};
 use crate::datapath::seam::{DatagramSink, OuterChecksum, SendFailure, Transmit};
@@ -34,6 +34,8 @@ use crate::datapath::seam::{DatagramSink, OuterChecksum, SendFailure, Transmit};
 pub const MAX_SEGMENTS: usize = 64;
 /// UDP payload that fits an IPv4 packet.
 pub const MAX_PAYLOAD: usize = 65_507;
+/// A pool's size unless there is reason for another: as many paths for a network that balances by source port.
+pub const POOL_SIZE: usize = 64;
 /// The range of source ports (RFC 7348 §5: the dynamic ports of RFC 6335).
 const FIRST_PORT: u16 = 49_152;
 const PORTS: usize = 16_384;
@@ -129,6 +131,8 @@ fn configure(socket: &OwnedFd, local: IpAddr) -> io::Result<()> {
         socket::set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
     } else {
         socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+        // A label from the kernel's own hash would tell the runs of a flow from its raw single datagrams.
+        socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, 0)?;
         socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)
     }
 }
@@ -138,13 +142,15 @@ fn configure(socket: &OwnedFd, local: IpAddr) -> io::Result<()> {
 pub struct UdpSender {
     pools: Box<[Arc<SendPool>]>,
     raw: RawSender,
+    /// Always empty: the allocation for the pieces of a run.
+    pieces: Vec<IoSlice<'static>>,
 }
 
 impl UdpSender {
     /// Sends from the addresses of `pools`.
     pub fn new(pools: Vec<Arc<SendPool>>) -> Self {
         let raw = RawSender::open(pools.iter().map(|pool| pool.local()));
-        Self { pools: pools.into_boxed_slice(), raw }
+        Self { pools: pools.into_boxed_slice(), raw, pieces: Vec::with_capacity(MAX_SLICES) }
     }
 }
 
@@ -162,7 +168,7 @@ impl DatagramSink for UdpSender {
             }
         }
         let run = Run { pool, socket, name: SocketName::new(transmit.remote, transmit.port), transmit };
-        run.send()
+        run.send(&mut self.pieces)
     }
 }
 
@@ -175,22 +181,20 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn send(&self) -> Result<(), SendFailure> {
-        let slices = self.transmit.slices;
-        let whole = self.transmit.datagrams <= self.datagrams_per_call()
-            && slices.len() <= MAX_SLICES
-            && total_len(slices) <= MAX_PAYLOAD;
-        if whole {
-            match self.deliver(slices, self.transmit.datagrams) {
+    fn send(&self, pieces: &mut Vec<IoSlice<'static>>) -> Result<(), SendFailure> {
+        let Transmit { slices, datagrams, .. } = *self.transmit;
+        let mut per_call = self.datagrams_per_call();
+        if datagrams <= per_call && slices.len() <= MAX_SLICES && total_len(slices) <= MAX_PAYLOAD {
+            match self.deliver(slices, datagrams) {
                 Ok(()) => return Ok(()),
-                Err(error) if self.transmit.datagrams == 1 => return Err(SendFailure { lost: 1, error }),
-                Err(error) if !self.refused_as_run(&error) => {
-                    return Err(SendFailure { lost: self.transmit.datagrams, error });
-                }
-                Err(_) => return self.send_pieces(1),
+                Err(error) if datagrams > 1 && self.refused_as_run(&error) => per_call = 1,
+                Err(error) => return Err(SendFailure { lost: datagrams, error }),
             }
         }
-        self.send_pieces(self.datagrams_per_call())
+        let mut list = recycle(std::mem::take(pieces));
+        let result = self.send_pieces(per_call, &mut list);
+        *pieces = recycle(list);
+        result
     }
 
     /// How many datagrams one call takes.
@@ -201,35 +205,40 @@ impl Run<'_> {
         (MAX_PAYLOAD / self.transmit.segment_size.max(1)).clamp(1, MAX_SEGMENTS)
     }
 
-    /// Sends the run in pieces of at most `per_call` datagrams, and what is refused as a run one by one.
-    #[cold]
-    fn send_pieces(&self, mut per_call: usize) -> Result<(), SendFailure> {
+    /// Sends the run in pieces of at most `per_call` datagrams, and one by one from where it is refused as a run.
+    fn send_pieces<'s>(&'s self, mut per_call: usize, piece: &mut Vec<IoSlice<'s>>) -> Result<(), SendFailure> {
         let mut gather = Gather::new(self.transmit.slices);
-        let mut piece = [IoSlice::new(&[]); MAX_SLICES];
         let mut failure: Option<SendFailure> = None;
         let mut left = self.transmit.datagrams;
         while left > 0 {
             let datagrams = per_call.min(left);
-            let before = gather;
-            let bytes = datagrams.saturating_mul(self.transmit.segment_size);
-            let result = match gather.take(bytes, &mut piece) {
-                Some(count) => self.deliver(&piece[..count], datagrams),
-                None => Err(io::Error::from_raw_os_error(libc::EMSGSIZE)),
-            };
-            match result {
+            let start = gather;
+            match self.send_piece(&mut gather, datagrams, piece) {
+                Ok(()) => {}
                 Err(error) if datagrams > 1 && self.refused_as_run(&error) => {
-                    (gather, per_call) = (before, 1);
+                    (gather, per_call) = (start, 1);
                     continue;
                 }
                 Err(error) => {
                     let lost = failure.map_or(0, |failure| failure.lost) + datagrams;
                     failure = Some(SendFailure { lost, error });
                 }
-                Ok(()) => {}
             }
             left -= datagrams;
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    fn send_piece<'s>(
+        &'s self,
+        gather: &mut Gather<'s>,
+        datagrams: usize,
+        piece: &mut Vec<IoSlice<'s>>,
+    ) -> io::Result<()> {
+        if !gather.take(datagrams.saturating_mul(self.transmit.segment_size), piece) {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        self.deliver(piece, datagrams)
     }
 
     /// Whether the same bytes may still pass as single datagrams.
@@ -278,8 +287,10 @@ pub(super) fn send_patiently(
             // Bounded by PATIENCE; what poll says does not matter, the second attempt decides.
             let _ = poll(&mut [PollFd::from_borrowed_fd(socket, PollFlags::OUT)], Some(&PATIENCE));
         }
+        // EMSGSIZE may be an ICMPv6 Packet Too Big of an earlier datagram as well as the verdict on this one.
         Some(
-            libc::ECONNREFUSED
+            libc::EMSGSIZE
+            | libc::ECONNREFUSED
             | libc::EHOSTUNREACH
             | libc::ENETUNREACH
             | libc::EHOSTDOWN
