@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
@@ -159,21 +160,27 @@ fn wakeup_is_needed_when_the_flag_says_so() {
 #[test]
 fn descriptors_cross_threads_whole_and_in_order() {
     const COUNT: u64 = if cfg!(miri) { 100 } else { 100_000 };
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let start = Instant::now();
     let describe = |number: u64| Descriptor { address: number, length: !(number as u32), options: number as u32 & 1 };
     let shared = Shared::<DescriptorSlot>::new(16, u32::MAX - 50);
     let (mut producer, mut consumer) = (Producer::new(Arc::clone(&shared)), Consumer::new(shared));
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let sender = scope.spawn(move || {
             let mut numbers = (0..COUNT).map(describe).peekable();
             while numbers.peek().is_some() {
                 if producer.fill(u32::MAX, || numbers.next()) == 0 {
+                    assert!(start.elapsed() < PATIENCE, "the receiver takes nothing any more");
                     std::thread::yield_now();
                 }
             }
         });
         let mut expected = 0;
         while expected < COUNT {
+            // Asked before the ring, so that nothing sent in between is missed.
+            let is_last_look = sender.is_finished();
             let Some(descriptor) = consumer.pop() else {
+                assert!(!is_last_look, "the sender is done and {expected} of {COUNT} arrived");
                 consumer.release();
                 std::thread::yield_now();
                 continue;
