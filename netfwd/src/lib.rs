@@ -3,9 +3,14 @@
 //! The pieces, in the order packets meet them: `io` (all system calls), `datapath` (sans-IO: decapsulation, coalescing,
 //! segmentation, encapsulation), `worker` (one queue's loop), `control` (the only async code), `config`.
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod ebpf;
 pub mod io;
+pub mod published;
 pub mod run;
+pub mod underlay;
+pub mod worker;

@@ -20,7 +20,10 @@ fn main() -> ExitCode {
             logging::start(log_level(verbose));
             with_config(config, |config| netfwd::run::run(config).map_err(|error| one_line(&error)))
         }
-        Command::Check { config } => with_config(config, |_| Ok(())),
+        Command::Check { config } => with_config(config, |config| {
+            print!("{}", netfwd::check::check(&config).map_err(|error| one_line(&error))?);
+            Ok(())
+        }),
     }
 }
 

@@ -1,25 +1,8 @@
-//! What a worker shows to the control thread beside its counters.
+//! What a worker shows to the control thread beside its counters and its heartbeat.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use crate::io::xsk::FrameCounts;
-
-/// When a worker last went round its loop, since the gateway's start.
-#[derive(Debug, Default)]
-pub struct Pulse(AtomicU64);
-
-impl Pulse {
-    /// Called once per round.
-    pub fn beat(&self, since_start: Duration) {
-        self.0.store(since_start.as_millis() as u64, Ordering::Relaxed);
-    }
-
-    /// The last round, since the gateway's start.
-    pub fn last(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
-    }
-}
 
 /// Where the frames of one UMEM are, as of the last batch.
 #[derive(Debug, Default)]
@@ -38,7 +21,7 @@ impl FrameGauges {
     }
 
     /// Each state with its count.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        Self::STATES.into_iter().zip(self.0.iter().map(|gauge| gauge.load(Ordering::Relaxed)))
+    pub fn snapshot(&self) -> [(&'static str, u64); 4] {
+        std::array::from_fn(|i| (Self::STATES[i], self.0[i].load(Ordering::Relaxed)))
     }
 }

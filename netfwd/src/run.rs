@@ -1,16 +1,301 @@
-//! Wiring: from a configuration to a running gateway.
+//! Wiring: from a configuration to a running gateway, and back to a machine without one.
+//!
+//! The order of the start is the order of what can go wrong: privileges and preflight before anything is made, devices and
+//! sockets before XDP steers packets to them. What is made here ends with its file descriptors, so an error on the way, and
+//! even a kill, leaves nothing behind.
 
-use crate::config::Config;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+use thiserror::Error;
+use tracing::info;
+
+use crate::config::{self, Config};
+use crate::control::health::{Health, Heartbeat};
+use crate::control::links::Link;
+use crate::control::metrics::{Metrics, Scrape};
+use crate::control::preflight::{self, Problems};
+use crate::control::{Control, Stop, StopNotice};
+use crate::datapath::egress::Egress;
+use crate::datapath::fdb::Fdbs;
+use crate::datapath::gro::GroConfig;
+use crate::datapath::ingress::Ingress;
+use crate::datapath::stats::Counters;
+use crate::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy, address_bytes};
+use crate::io::socket::SocketError;
+use crate::io::tun::{DeviceError, DeviceOptions, OverlayDevice, TX_QUEUE_LEN, TunQueue};
+use crate::io::tun_probe::{self, WriteOffloads};
+use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
+use crate::io::udp_send::{SendPool, UdpSender};
+use crate::underlay::{self, Underlay, UnderlayError};
+use crate::worker::{Devices, Endpoint, Parts, Queue, Shared, Worker};
+
+/// Send sockets, and so source ports, of each local address.
+const SOURCE_PORTS: usize = 64;
+/// How often the forwarding databases are swept.
+const AGEING: Duration = Duration::from_secs(10);
 
 /// Why the gateway did not start or did not go on.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Error)]
 pub enum RunError {
     /// A system call failed.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+    /// The machine lacks something.
+    #[error(transparent)]
+    Problems(#[from] Problems),
+    /// A device could not be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A socket could not be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// An underlay could not be used.
+    #[error(transparent)]
+    Underlay(#[from] UnderlayError),
+    /// Something failed later.
     #[error("{0}")]
-    System(#[from] std::io::Error),
+    Failed(String),
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
+    move |error| RunError::System(what, error)
 }
 
 /// Runs the gateway until it is told to end.
-pub fn run(_config: Config) -> Result<(), RunError> {
-    Ok(())
+pub fn run(config: Config) -> Result<(), RunError> {
+    let mut control = Control::start().map_err(system("cannot start the control thread"))?;
+    preflight::privileges(&config)?;
+    let links = control.links().map_err(system("cannot list the interfaces"))?;
+    let ready = preflight::check(&config, &links)?;
+    let gateway = Gateway::assemble(&config, &links, &ready.mtus)?;
+    let notice = StopNotice::default();
+    let health = Arc::new(Health::default());
+    let running = gateway.start(&health, &notice)?;
+    info!("ready: metrics on http://{}/metrics", config.metrics.listen);
+    running.spawn_chores(&control);
+    let stop = control.serve(ready.listener, running.metrics(), health, &notice);
+    info!("stopping: {stop}");
+    running.stop();
+    match stop {
+        Stop::Signal(_) => Ok(()),
+        Stop::Failure(reason) => Err(RunError::Failed(reason)),
+    }
+}
+
+/// Everything made, nothing moving yet.
+struct Gateway {
+    shared: Shared,
+    underlays: Vec<Underlay>,
+    workers: Vec<Parts>,
+}
+
+/// A gateway whose workers run.
+struct Running {
+    shared: Shared,
+    underlays: Arc<Mutex<Vec<Underlay>>>,
+    counters: Vec<Arc<Counters>>,
+    stop: OwnedFd,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Gateway {
+    fn assemble(config: &Config, links: &[Link], mtus: &[u16]) -> Result<Self, RunError> {
+        let table = Arc::new(config.forwarding_table(mtus));
+        let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
+        let workers = counts.into_iter().max().unwrap_or(1) as usize;
+        let seed = RandomState::new().hash_one("netfwd");
+        let (devices, offloads) = open_devices(config, &table, workers)?;
+        let gro = gro_config(&config.gro, &offloads, seed);
+        let endpoints = open_endpoints(config, links, &table, workers)?;
+        let pools = open_pools(&table)?;
+        let mut queues: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut underlays = Vec::new();
+        for underlay in &config.underlays {
+            // Preflight has seen the interface.
+            let Some(link) = links.iter().find(|link| link.name == underlay.interface) else { continue };
+            underlays.push(Underlay::open(underlay, link, &table, &mut queues)?);
+        }
+        let busy_poll = config.underlays.iter().any(|underlay| underlay.busy_poll);
+        let parts = queues.into_iter().zip(devices).zip(endpoints).map(|((queues, devices), endpoints)| Parts {
+            queues,
+            endpoints,
+            devices,
+            sender: UdpSender::new(pools.clone()),
+            ingress: Ingress::new(&gro),
+            egress: Egress::new(seed),
+            counters: Arc::new(Counters::new(table.tunnels().len())),
+            busy_poll,
+        });
+        let workers = parts.collect();
+        let fdbs = Arc::new(Fdbs::new(&table, seed));
+        Ok(Self { shared: Shared { table, fdbs, epoch: Instant::now() }, underlays, workers })
+    }
+
+    fn start(self, health: &Health, notice: &StopNotice) -> Result<Running, RunError> {
+        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| RunError::System("eventfd", e.into()))?;
+        let counters = self.workers.iter().map(|parts| parts.counters.clone()).collect();
+        let mut running = Running {
+            shared: self.shared,
+            underlays: Arc::new(Mutex::new(self.underlays)),
+            counters,
+            stop,
+            threads: Vec::new(),
+        };
+        for (index, parts) in self.workers.into_iter().enumerate() {
+            let worker = Worker::new(running.shared.clone(), parts, &running.stop).map_err(system("cannot use epoll"))?;
+            let heartbeat = health.add_worker(index.to_string());
+            let thread = spawn(index, worker, heartbeat, notice.clone()).map_err(system("cannot start a worker"))?;
+            running.threads.push(thread);
+        }
+        Ok(running)
+    }
+}
+
+fn spawn(index: usize, worker: Worker, heartbeat: Heartbeat, notice: StopNotice) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        if let Err(error) = worker.run(&heartbeat) {
+            notice.fail(format!("worker {index}: {error}"));
+        }
+    })
+}
+
+impl Running {
+    fn metrics(&self) -> Metrics {
+        let mut metrics = Metrics::new(&self.shared.table);
+        for (index, counters) in self.counters.iter().enumerate() {
+            metrics.add_worker(index.to_string(), counters.clone());
+        }
+        let underlays = self.underlays.clone();
+        metrics.add_source(move |scrape: &mut Scrape| {
+            for underlay in underlays.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                underlay.report(scrape);
+            }
+        });
+        metrics
+    }
+
+    /// What the control thread does beside serving.
+    fn spawn_chores(&self, control: &Control) {
+        let (fdbs, epoch) = (self.shared.fdbs.clone(), self.shared.epoch);
+        control.runtime().spawn(async move {
+            let mut ticks = tokio::time::interval(AGEING);
+            loop {
+                ticks.tick().await;
+                fdbs.age(epoch.elapsed().as_secs() as u32);
+            }
+        });
+    }
+
+    /// Stops taking packets, lets the workers finish what arrived, and gives everything back.
+    fn stop(self) {
+        for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            underlay.close();
+        }
+        // An eventfd of value 0 takes any 8-byte increment.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        for thread in self.threads {
+            // A worker that panicked has said so on its own.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One device per tunnel, its queues by worker, and what the kernel takes on a write.
+fn open_devices(
+    config: &Config,
+    table: &ForwardingTable,
+    workers: usize,
+) -> Result<(Vec<Devices>, WriteOffloads), RunError> {
+    let mut by_worker: Vec<Vec<TunQueue>> = (0..workers).map(|_| Vec::new()).collect();
+    for (tunnel, configured) in table.tunnels().iter().zip(&config.tunnels) {
+        let (device, queues) = OverlayDevice::create(&DeviceOptions {
+            name: tunnel.name.clone(),
+            link: tunnel.link(),
+            queues: workers,
+            mtu: tunnel.mtu,
+            mac: configured.mac,
+            addresses: configured.addresses.clone(),
+            tx_queue_len: TX_QUEUE_LEN,
+        })?;
+        info!("tunnel {}: {}", tunnel.name, describe(tunnel, &device));
+        for (owner, queue) in by_worker.iter_mut().zip(queues) {
+            owner.push(queue);
+        }
+    }
+    Ok((by_worker.into_iter().map(Devices).collect(), tun_probe::write_offloads()))
+}
+
+/// The configured rules, narrowed to what the kernel takes.
+fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) -> GroConfig {
+    GroConfig {
+        tcp: config.tcp,
+        udp: config.udp && offloads.udp_segments > 1,
+        udp_exclude_ports: config.udp_exclude_ports.clone(),
+        udp_zero_checksum: config.udp_zero_checksum,
+        max_udp_segments: offloads.udp_segments as u16,
+        hash_secret,
+    }
+}
+
+fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
+    let offloads = device.offloads();
+    format!(
+        "{} VNI {} on {} port {}, MTU {}, {} remotes, UDP superframes: {} segments written, {}",
+        tunnel.kind.as_str(),
+        tunnel.vni,
+        tunnel.local,
+        tunnel.port,
+        tunnel.mtu,
+        tunnel.remotes.len(),
+        offloads.write.udp_segments,
+        if offloads.read_udp { "read" } else { "none read" },
+    )
+}
+
+/// A socket per tunnel address and port and worker, by worker.
+fn open_endpoints(
+    config: &Config,
+    links: &[Link],
+    table: &ForwardingTable,
+    workers: usize,
+) -> Result<Vec<Vec<Endpoint>>, RunError> {
+    let mut by_worker: Vec<Vec<Endpoint>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut seen: Vec<SocketAddr> = Vec::new();
+    for tunnel in table.tunnels() {
+        let address = SocketAddr::new(tunnel.local, tunnel.port);
+        if seen.contains(&address) {
+            continue;
+        }
+        seen.push(address);
+        let shares = |other: &&Tunnel| SocketAddr::new(other.local, other.port) == address;
+        let udp6_zero_checksum_rx = table.tunnels().iter().filter(shares).any(|other| other.udp6_zero_checksum_rx);
+        let sockets = ReceiveSocket::bind_group(&ReceiveOptions { local: address, udp6_zero_checksum_rx }, workers)?;
+        let verify = verify_policy(config, links, tunnel.local);
+        for (owner, socket) in by_worker.iter_mut().zip(sockets) {
+            owner.push(Endpoint { socket, local: tunnel.local, port: tunnel.port, verify });
+        }
+    }
+    Ok(by_worker)
+}
+
+/// The policy of the underlay that has this address; an address of another interface gets the default.
+fn verify_policy(config: &Config, links: &[Link], local: IpAddr) -> VerifyPolicy {
+    let has_address = |interface: &str| links.iter().any(|link| link.name == interface && link.addresses.contains(&local));
+    let underlay = config.underlays.iter().find(|underlay| has_address(&underlay.interface));
+    underlay.map(underlay::verify_policy).unwrap_or_default()
+}
+
+/// A pool of send sockets per local address.
+fn open_pools(table: &ForwardingTable) -> Result<Vec<Arc<SendPool>>, RunError> {
+    let mut locals: Vec<IpAddr> = table.tunnels().iter().map(|tunnel| tunnel.local).collect();
+    locals.sort_unstable();
+    locals.dedup();
+    Ok(locals.into_iter().map(|local| SendPool::open(local, SOURCE_PORTS).map(Arc::new)).collect::<Result<_, _>>()?)
 }

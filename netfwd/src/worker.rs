@@ -23,7 +23,8 @@ use crate::io::tun::{READ_LEN, TunQueue};
 use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
 use crate::io::udp_send::UdpSender;
 use crate::io::xsk;
-use crate::published::{FrameGauges, Pulse};
+use crate::control::health::Heartbeat;
+use crate::published::FrameGauges;
 
 /// Packets of one AF_XDP batch, and so the most that can meet in one superframe.
 pub const BATCH: usize = 256;
@@ -99,8 +100,6 @@ pub struct Parts {
     pub egress: Egress,
     /// What it counts.
     pub counters: Arc<Counters>,
-    /// Its sign of life.
-    pub pulse: Arc<Pulse>,
     /// Spin instead of sleeping.
     pub busy_poll: bool,
 }
@@ -169,10 +168,10 @@ impl Worker {
     }
 
     /// Works until told to stop, then takes what has arrived so far and gives everything back.
-    pub fn run(mut self) -> io::Result<()> {
+    pub fn run(mut self, heartbeat: &Heartbeat) -> io::Result<()> {
         let mut events = Vec::with_capacity(64);
         loop {
-            self.parts.pulse.beat(self.shared.epoch.elapsed());
+            heartbeat.beat(Instant::now());
             for queue in &self.parts.queues {
                 queue.socket.wake_if_needed();
             }

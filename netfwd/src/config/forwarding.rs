@@ -35,8 +35,9 @@ impl Tunnel {
             static_macs: self.fdb.clone(),
             routes: self.routes.clone(),
             mtu,
-            udp_checksum: if self.local.is_ipv4() { self.udp_checksum } else { !self.udp6_zero_checksum_tx },
+            udp_checksum: self.udp_checksum,
             udp6_zero_checksum_rx: self.udp6_zero_checksum_rx,
+            udp6_zero_checksum_tx: self.udp6_zero_checksum_tx,
             dscp: self.dscp,
         }
     }

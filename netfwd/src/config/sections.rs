@@ -42,15 +42,13 @@ fn metrics(section: Option<Section<'_, '_>>) -> Metrics {
 
 fn gro(mut section: Section<'_, '_>) -> Gro {
     let default = Gro::default();
-    let ports = section.optional("udp_exclude_ports", |value| list(value, "53, 443", port));
-    let gro = Gro {
-        tcp: section.optional("tcp", boolean).unwrap_or(default.tcp),
-        udp: section.optional("udp", boolean).unwrap_or(default.udp),
-        udp_exclude_ports: ports.unwrap_or_default().into_iter().map(Spanned::into_inner).collect(),
-        udp_zero_checksum: section.optional("udp_zero_checksum", boolean).unwrap_or(default.udp_zero_checksum),
-    };
+    let tcp = section.optional("tcp", boolean).unwrap_or(default.tcp);
+    let udp = section.optional("udp", boolean).unwrap_or(default.udp);
+    let ports = section.optional("udp_exclude_ports", |value| list(value, "53, 443", port)).unwrap_or_default();
+    let udp_exclude_ports = ports.into_iter().map(Spanned::into_inner).collect();
+    let udp_zero_checksum = section.optional("udp_zero_checksum", boolean).unwrap_or(default.udp_zero_checksum);
     section.finish();
-    gro
+    Gro { tcp, udp, udp_exclude_ports, udp_zero_checksum }
 }
 
 fn underlays(sections: Vec<Section<'_, '_>>) -> Vec<Underlay> {

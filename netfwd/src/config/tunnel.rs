@@ -1,6 +1,8 @@
 //! `[[tunnel]]`: keys of every kind, then those of L2 and of L3.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::hash::Hash;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -30,25 +32,19 @@ pub(super) fn tunnel(section: &mut Section<'_, '_>) -> Option<Tunnel> {
     let kind = section.required("kind", "\"vxlan\" or \"vxlan-gpe\"", |value| one_of(value, &KINDS));
     let vni = section.required("vni", "the network identifier", |value| integer(value, 0..=MAX_VNI, " (24 bits)"));
     let local = section.required("local", "this machine's underlay address", unicast);
-    let remotes = section.required("remotes", "the other ends' underlay addresses, such as [\"10.9.0.1\"]", |value| {
-        list(value, "\"10.9.0.1\"", unicast)
-    });
-    let addresses = section.optional("addresses", |value| list(value, "\"10.10.0.2/24\"", interface_address));
-    let addresses: Vec<IpNet> = addresses.unwrap_or_default().into_iter().map(Spanned::into_inner).collect();
     let port = section.optional("port", port);
-    let dscp = section.optional("dscp", |value| integer16(value, 0..=63, " (6 bits)")).unwrap_or(0) as u8;
-    let remotes = remotes.map(|remotes| checked_remotes(section, local, remotes));
+    let remotes = remotes(section, local);
+    let addresses = addresses(section);
+    let mtu = mtu(section, &addresses);
+    let outer = outer(section, local);
     let l2 = l2(section, kind, remotes.as_deref());
     let routes = routes(section, kind, remotes.as_deref());
-    let checksums = checksums(section, local);
-    let mtu = mtu(section, &addresses);
-    let kind = kind?;
     Some(Tunnel {
         name: name?,
-        kind,
+        kind: kind?,
         vni: vni?,
         local: local?,
-        port: port.unwrap_or(default_port(kind)),
+        port: port.unwrap_or(default_port(kind?)),
         remotes: remotes?,
         learning: l2.learning,
         fdb: l2.fdb,
@@ -56,17 +52,21 @@ pub(super) fn tunnel(section: &mut Section<'_, '_>) -> Option<Tunnel> {
         addresses,
         mtu,
         mac: l2.mac,
-        udp_checksum: checksums.udp,
-        udp6_zero_checksum_rx: checksums.udp6_zero_rx,
-        udp6_zero_checksum_tx: checksums.udp6_zero_tx,
-        dscp,
-        lines: TunnelLines {
-            name: section.line_of("name"),
-            local: section.line_of("local"),
-            port: section.line_of("port"),
-            mtu: section.line_of("mtu"),
-        },
+        udp_checksum: outer.udp_checksum,
+        udp6_zero_checksum_rx: outer.udp6_zero_checksum_rx,
+        udp6_zero_checksum_tx: outer.udp6_zero_checksum_tx,
+        dscp: outer.dscp,
+        lines: lines(section),
     })
+}
+
+fn lines(section: &Section<'_, '_>) -> TunnelLines {
+    TunnelLines {
+        name: section.line_of("name"),
+        local: section.line_of("local"),
+        port: section.line_of("port"),
+        mtu: section.line_of("mtu"),
+    }
 }
 
 fn default_port(kind: TunnelKind) -> u16 {
@@ -81,27 +81,40 @@ fn family(address: IpAddr) -> &'static str {
 }
 
 /// The remotes, after refusing an empty list, duplicates, the other family and ourselves.
-fn checked_remotes(section: &Section<'_, '_>, local: Option<IpAddr>, remotes: Vec<Spanned<IpAddr>>) -> Vec<IpAddr> {
+fn remotes(section: &mut Section<'_, '_>, local: Option<IpAddr>) -> Option<Vec<IpAddr>> {
+    let what = "the other ends' underlay addresses, such as [\"10.9.0.1\"]";
+    let remotes = section.required("remotes", what, |value| list(value, "\"10.9.0.1\"", unicast))?;
     if remotes.is_empty() {
         section.fault("remotes", "is empty, so nobody may send: name at least one remote");
     }
-    let mut checked = Vec::new();
-    for remote in remotes {
-        let (span, address) = (remote.span(), remote.into_inner());
-        let wrong = match local {
-            _ if checked.contains(&address) => Some(format!("{address} is listed twice")),
-            Some(local) if local == address => Some(format!("{address} is the local address: name the other end's")),
-            Some(local) if local.is_ipv4() != address.is_ipv4() => {
-                Some(format!("{address} is {} but local = \"{local}\" is {}", family(address), family(local)))
-            }
-            _ => None,
-        };
-        if let Some(message) = wrong {
-            section.fault_at(span, "remotes", message);
+    for remote in &remotes {
+        if let Some(message) = local.and_then(|local| wrong_remote(*remote.get_ref(), local)) {
+            section.fault_at(remote.span(), "remotes", message);
         }
-        checked.push(address);
     }
-    checked
+    Some(distinct(section, "remotes", remotes))
+}
+
+fn wrong_remote(remote: IpAddr, local: IpAddr) -> Option<String> {
+    if remote == local {
+        return Some(format!("{remote} is the local address: name the other end's"));
+    }
+    let other_family = remote.is_ipv4() != local.is_ipv4();
+    other_family.then(|| format!("{remote} is {} but local = \"{local}\" is {}", family(remote), family(local)))
+}
+
+fn addresses(section: &mut Section<'_, '_>) -> Vec<IpNet> {
+    let addresses = section.optional("addresses", |value| list(value, "\"10.10.0.2/24\"", interface_address));
+    distinct(section, "addresses", addresses.unwrap_or_default())
+}
+
+/// A list's items, after refusing those that it names twice.
+fn distinct<T: Copy + Eq + Hash + Display>(section: &Section<'_, '_>, key: &str, items: Vec<Spanned<T>>) -> Vec<T> {
+    let mut seen = HashSet::new();
+    for item in items.iter().filter(|item| !seen.insert(*item.get_ref())) {
+        section.fault_at(item.span(), key, format!("{} is listed twice", item.get_ref()));
+    }
+    items.into_iter().map(Spanned::into_inner).collect()
 }
 
 fn remote_index(section: &mut Section<'_, '_>, remotes: Option<&[IpAddr]>) -> Option<RemoteIndex> {
@@ -178,30 +191,30 @@ fn routes(
     routes
 }
 
-struct OuterChecksums {
-    udp: bool,
-    udp6_zero_rx: bool,
-    udp6_zero_tx: bool,
+/// How the outer header is written.
+struct Outer {
+    udp_checksum: bool,
+    udp6_zero_checksum_rx: bool,
+    udp6_zero_checksum_tx: bool,
+    dscp: u8,
 }
 
-fn checksums(section: &mut Section<'_, '_>, local: Option<IpAddr>) -> OuterChecksums {
-    let udp = section.optional("udp_checksum", boolean);
-    let udp6_zero_rx = section.optional("udp6_zero_checksum_rx", boolean).unwrap_or(false);
-    let udp6_zero_tx = section.optional("udp6_zero_checksum_tx", boolean).unwrap_or(false);
-    if local.is_some_and(|local| local.is_ipv6()) && udp == Some(false) {
+fn outer(section: &mut Section<'_, '_>, local: Option<IpAddr>) -> Outer {
+    let udp_checksum = section.optional("udp_checksum", boolean);
+    let udp6_zero_checksum_rx = section.optional("udp6_zero_checksum_rx", boolean).unwrap_or(false);
+    let udp6_zero_checksum_tx = section.optional("udp6_zero_checksum_tx", boolean).unwrap_or(false);
+    let dscp = section.optional("dscp", |value| integer16(value, 0..=63, " (6 bits)")).unwrap_or(0) as u8;
+    if local.is_some_and(|local| local.is_ipv6()) && udp_checksum == Some(false) {
         section.fault(
             "udp_checksum",
             "over IPv6 the checksum is mandatory; udp6_zero_checksum_tx = true is the exception (RFC 6935)",
         );
     }
-    if local.is_some_and(|local| local.is_ipv4()) {
-        for (key, set) in [("udp6_zero_checksum_rx", udp6_zero_rx), ("udp6_zero_checksum_tx", udp6_zero_tx)] {
-            if set {
-                section.fault(key, "only over IPv6, and local is IPv4 (where a zero checksum is always accepted)");
-            }
-        }
+    let zeroes = [("udp6_zero_checksum_rx", udp6_zero_checksum_rx), ("udp6_zero_checksum_tx", udp6_zero_checksum_tx)];
+    for (key, _) in zeroes.into_iter().filter(|(_, set)| *set && local.is_some_and(|local| local.is_ipv4())) {
+        section.fault(key, "only over IPv6, and local is IPv4 (where a zero checksum is always accepted)");
     }
-    OuterChecksums { udp: udp.unwrap_or(false), udp6_zero_rx, udp6_zero_tx }
+    Outer { udp_checksum: udp_checksum.unwrap_or(false), udp6_zero_checksum_rx, udp6_zero_checksum_tx, dscp }
 }
 
 fn mtu(section: &mut Section<'_, '_>, addresses: &[IpNet]) -> Option<u16> {

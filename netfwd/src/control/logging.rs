@@ -1,11 +1,16 @@
 //! Logs: one plain line each on stderr, where systemd and terminals want them.
+//!
+//! Crates that use `log` (aya-log's lines from XDP among them) are heard too. The netlink crates remark on every
+//! attribute of a newer kernel, at every scrape, so only their errors are wanted.
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 /// Sets the logger up; `RUST_LOG` wins over `level`. A logger that is already there stays.
 pub fn start(level: LevelFilter) {
-    let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
+    let default = || format!("{level},netlink_packet_route=error,netlink_proto=error");
+    let directives = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|directives| !directives.is_empty());
+    let filter = EnvFilter::builder().parse_lossy(directives.unwrap_or_else(default));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second logger in one process is a test's, and the first serves it too.

@@ -1,1 +1,331 @@
 //! Preflight: whether this machine can do what the configuration says, before anything is made.
+//!
+//! A gateway that fails half-way leaves devices and programs behind and an operator with an errno. So everything that
+//! can be known beforehand is asked beforehand, and each problem is one line that says where and what would be right.
+//!
+//! Invariants: nothing is made, and the one thing kept is the metrics listener, so its port cannot be lost in between.
+//! Everything but the privileges can be asked without privileges.
+//!
+//! Deliberately absent: what only trying shows (whether the driver takes the program, whether a device can be made).
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use rustix::thread::CapabilitySet;
+
+use super::links::Link;
+use crate::config::{Config, Tunnel, Underlay, XdpMode};
+
+/// Smallest MTU that a tunnel may be left with (RFC 791, RFC 8200 §5).
+const MIN_MTU: [u16; 2] = [576, 1280];
+
+/// The line of a configuration file that the machine contradicts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    file: PathBuf,
+    line: usize,
+    key: &'static str,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file.display(), self.line, self.key)
+    }
+}
+
+/// One thing that this machine lacks.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The process may not do what it must.
+    #[error("no privileges: {missing} missing; run as root, or grant it (AmbientCapabilities= in the systemd unit)")]
+    Privileges {
+        /// Names of capabilities.
+        missing: String,
+    },
+    /// The kernel has no TUN driver.
+    #[error("/dev/net/tun: {error}; load the driver (modprobe tun)")]
+    NoTun {
+        /// Why not.
+        error: io::Error,
+    },
+    /// An underlay is not there.
+    #[error("{at}: no interface \"{interface}\" on this machine; there are {known}")]
+    NoInterface {
+        /// Where it is configured.
+        at: Place,
+        /// Its name.
+        interface: String,
+        /// Those that are there.
+        known: String,
+    },
+    /// The local address is nobody's.
+    #[error("{at}: {local} is no address of this machine; there are {known}")]
+    NoAddress {
+        /// Where it is configured.
+        at: Place,
+        /// The address.
+        local: IpAddr,
+        /// Those that are there, of its family.
+        known: String,
+    },
+    /// The configured MTU does not fit.
+    #[error(
+        "{at}: {mtu} and {overhead} bytes of tunnel headers are {}, but interface {interface} has MTU {available}: \
+         at most {} would fit, or give {interface} MTU {}",
+        u32::from(*mtu) + u32::from(*overhead),
+        available.saturating_sub(u32::from(*overhead)),
+        u32::from(*mtu) + u32::from(*overhead)
+    )]
+    MtuTooLarge {
+        /// Where it is configured.
+        at: Place,
+        /// The tunnel's MTU.
+        mtu: u16,
+        /// What the tunnel adds.
+        overhead: u16,
+        /// The interface that carries it.
+        interface: String,
+        /// That interface's MTU.
+        available: u32,
+    },
+    /// What the underlay leaves is too little.
+    #[error(
+        "{at}: interface {interface} has MTU {available}, which leaves {left} after {overhead} bytes of tunnel headers: \
+         at least {least} is needed, so give {interface} MTU {}",
+        u32::from(*least) + u32::from(*overhead)
+    )]
+    MtuTooSmall {
+        /// Where it would be configured.
+        at: Place,
+        /// The interface that carries the tunnel.
+        interface: String,
+        /// That interface's MTU.
+        available: u32,
+        /// What is left.
+        left: u16,
+        /// What the tunnel adds.
+        overhead: u16,
+        /// What is needed.
+        least: u16,
+    },
+    /// Somebody else has the port.
+    #[error("{at}: UDP port {port} on {local} is taken by {by}")]
+    PortTaken {
+        /// Where it is configured.
+        at: Place,
+        /// The address.
+        local: IpAddr,
+        /// The port.
+        port: u16,
+        /// Who has it, as far as is known.
+        by: String,
+    },
+    /// The port cannot be had for another reason.
+    #[error("{at}: UDP port {port} on {local}: {error}")]
+    PortRefused {
+        /// Where it is configured.
+        at: Place,
+        /// The address.
+        local: IpAddr,
+        /// The port.
+        port: u16,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The device's name is taken.
+    #[error(
+        "{at}: a device \"{name}\" exists already: is netfwd running? Else remove it (ip link del {name}) or rename the tunnel"
+    )]
+    DeviceExists {
+        /// Where it is configured.
+        at: Place,
+        /// The name.
+        name: String,
+    },
+    /// The metrics endpoint has no port.
+    #[error("{at}: cannot listen on {listen}: {error}")]
+    MetricsPort {
+        /// Where it is configured.
+        at: Place,
+        /// The address.
+        listen: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+/// All problems, one line each.
+#[derive(Debug)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.0.iter().map(Problem::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// What preflight found out for the start.
+#[derive(Debug)]
+pub struct Ready {
+    /// The device MTU of each tunnel, in the configuration's order.
+    pub mtus: Vec<u16>,
+    /// The metrics endpoint's socket, already listening.
+    pub listener: TcpListener,
+}
+
+/// Everything that can be asked without privileges, about `links` and this machine's ports.
+pub fn check(config: &Config, links: &[Link]) -> Result<Ready, Problems> {
+    let mut problems = Vec::new();
+    let mut note = |problem: Option<Problem>| problems.extend(problem);
+    for underlay in &config.underlays {
+        note(missing_interface(config, underlay, links));
+    }
+    let mut mtus = Vec::new();
+    for (index, tunnel) in config.tunnels.iter().enumerate() {
+        note(existing_device(config, tunnel, links));
+        match missing_address(config, tunnel, links) {
+            // Without the address nothing can be said about its port.
+            Some(problem) => note(Some(problem)),
+            None if shares_endpoint(tunnel, &config.tunnels[..index]) => {}
+            None => note(unusable_port(config, tunnel, links)),
+        }
+        match mtu(config, tunnel, links) {
+            Ok(mtu) => mtus.push(mtu),
+            Err(problem) => note(problem),
+        }
+    }
+    let listen = config.metrics.listen;
+    match TcpListener::bind(listen) {
+        Ok(listener) if problems.is_empty() => Ok(Ready { mtus, listener }),
+        Ok(_) => Err(Problems(problems)),
+        Err(error) => {
+            let at = place(&config.file, config.metrics.line, "metrics.listen");
+            problems.push(Problem::MetricsPort { at, listen, error });
+            Err(Problems(problems))
+        }
+    }
+}
+
+/// What the process or the kernel lacks to run this configuration at all.
+pub fn privileges(config: &Config) -> Result<(), Problems> {
+    let mut problems = Vec::new();
+    let has = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let missing = missing_capabilities(has, config.underlays.iter().any(|underlay| underlay.xdp != XdpMode::Off));
+    if !missing.is_empty() {
+        problems.push(Problem::Privileges { missing: missing.join(", ") });
+    }
+    if let Err(error) = std::fs::metadata("/dev/net/tun") {
+        problems.push(Problem::NoTun { error });
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
+}
+
+fn missing_capabilities(has: CapabilitySet, xdp: bool) -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if !has.contains(CapabilitySet::NET_ADMIN) {
+        missing.push("CAP_NET_ADMIN");
+    }
+    if !has.contains(CapabilitySet::NET_RAW) {
+        missing.push("CAP_NET_RAW");
+    }
+    if xdp && !has.intersects(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN) {
+        missing.push("CAP_BPF");
+    }
+    missing
+}
+
+fn place(file: &Path, line: usize, key: &'static str) -> Place {
+    Place { file: file.into(), line, key }
+}
+
+fn listed(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<_> = items.collect();
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+}
+
+fn missing_interface(config: &Config, underlay: &Underlay, links: &[Link]) -> Option<Problem> {
+    let interface = underlay.interface.clone();
+    let known = || listed(links.iter().map(|link| link.name.clone()));
+    let at = || place(&config.file, underlay.line, "underlay.interface");
+    let absent = links.iter().all(|link| link.name != interface);
+    absent.then(|| Problem::NoInterface { at: at(), interface, known: known() })
+}
+
+fn existing_device(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<Problem> {
+    let name = tunnel.name.clone();
+    let at = place(&config.file, tunnel.lines.name, "tunnel.name");
+    links.iter().any(|link| link.name == name).then_some(Problem::DeviceExists { at, name })
+}
+
+fn missing_address(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<Problem> {
+    let local = tunnel.local;
+    let mut all = links.iter().flat_map(|link| &link.addresses);
+    // All of 127.0.0.0/8 is local, whatever is configured on lo.
+    if local.is_loopback() || all.any(|address| *address == local) {
+        return None;
+    }
+    let same_family = |link: &Link| -> Vec<String> {
+        let addresses = link.addresses.iter().filter(|address| address.is_ipv4() == local.is_ipv4());
+        addresses.map(|address| format!("{address} ({})", link.name)).collect()
+    };
+    let known = listed(links.iter().flat_map(same_family));
+    Some(Problem::NoAddress { at: place(&config.file, tunnel.lines.local, "tunnel.local"), local, known })
+}
+
+fn shares_endpoint(tunnel: &Tunnel, earlier: &[Tunnel]) -> bool {
+    earlier.iter().any(|other| (other.local, other.port) == (tunnel.local, tunnel.port))
+}
+
+/// Binds the port as nobody else may have it, and lets it go again.
+fn unusable_port(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<Problem> {
+    let Tunnel { local, port, .. } = *tunnel;
+    let error = UdpSocket::bind((local, port)).err()?;
+    let at = place(&config.file, tunnel.lines.port, "tunnel.port");
+    if error.kind() != io::ErrorKind::AddrInUse {
+        return Some(Problem::PortRefused { at, local, port, error });
+    }
+    let kernel = links.iter().find(|link| link.vxlan_port == Some(port));
+    let by = kernel.map_or_else(
+        || format!("another program (ss -ulpn 'sport = :{port}' names it)"),
+        |link| format!("the kernel's VXLAN device {}", link.name),
+    );
+    Some(Problem::PortTaken { at, local, port, by })
+}
+
+/// The interface whose MTU limits a tunnel: the one with its local address, else the smallest underlay.
+fn carrier<'l>(config: &Config, tunnel: &Tunnel, links: &'l [Link]) -> Option<&'l Link> {
+    let is_underlay = |link: &&Link| config.underlays.iter().any(|underlay| underlay.interface == link.name);
+    // An address on lo says nothing of the way out.
+    let has_address = |link: &&Link| link.name != "lo" && link.addresses.contains(&tunnel.local);
+    links.iter().find(has_address).or_else(|| links.iter().filter(is_underlay).min_by_key(|link| link.mtu))
+}
+
+/// The tunnel's MTU; `Err(None)` when no interface is there to say, which is another problem's line.
+fn mtu(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Result<u16, Option<Problem>> {
+    let link = carrier(config, tunnel, links).ok_or(None)?;
+    let (overhead, available) = (tunnel.overhead(), link.mtu.min(u16::MAX.into()));
+    let at = place(&config.file, tunnel.lines.mtu, "tunnel.mtu");
+    let interface = link.name.clone();
+    let left = (available as u16).saturating_sub(overhead);
+    if let Some(mtu) = tunnel.mtu {
+        let fits = mtu <= left;
+        return if fits {
+            Ok(mtu)
+        } else {
+            Err(Some(Problem::MtuTooLarge { at, mtu, overhead, interface, available }))
+        };
+    }
+    let least = MIN_MTU[usize::from(tunnel.addresses.iter().any(|address| address.addr().is_ipv6()))];
+    if left < least {
+        return Err(Some(Problem::MtuTooSmall { at, interface, available, left, overhead, least }));
+    }
+    Ok(left)
+}
+
+#[cfg(test)]
+mod tests;

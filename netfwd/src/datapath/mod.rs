@@ -8,8 +8,12 @@
 //! egress    frame with vnet header → route → segment → encap → DatagramSink
 //! ```
 
+pub mod ecn;
 pub mod egress;
 pub mod fdb;
+pub mod flow;
+pub mod gro;
+pub mod ingress;
 pub mod lpm;
 pub mod offload;
 pub mod overlay;
@@ -17,5 +21,7 @@ pub mod packet;
 pub mod seam;
 pub mod segment;
 pub mod stats;
+pub mod superframe;
 pub mod table;
 pub mod tunnel;
+pub mod vet;

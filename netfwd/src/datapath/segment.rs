@@ -25,6 +25,7 @@ pub struct Superframe<'f> {
     gso: Gso,
     headers: &'f [u8],
     payload: &'f [u8],
+    segments: usize,
     /// The pseudo-header without its length.
     pseudo: Sum,
     /// IPv4 header without total length, ID and checksum.
@@ -56,12 +57,13 @@ impl<'f> Superframe<'f> {
             Version::V4 => ipv4_constants(headers, &gso),
             Version::V6 => (0, Sum::ZERO),
         };
-        Self { gso, headers, payload, pseudo, network, transport, id, sequence, flags }
+        let segments = payload.len().div_ceil(gso.size).max(1);
+        Self { gso, headers, payload, segments, pseudo, network, transport, id, sequence, flags }
     }
 
     /// How many segments it makes, at least one.
     pub fn segments(&self) -> usize {
-        self.payload.len().div_ceil(self.gso.size).max(1)
+        self.segments
     }
 
     /// Length of each segment's headers.
@@ -128,7 +130,7 @@ impl<'f> Superframe<'f> {
         let length = out.len() - at + payload.len();
         let sequence = self.sequence.wrapping_add((index * self.gso.size) as u32);
         let first = if index == 0 { self.flags } else { self.flags & !tcp::CWR };
-        let flags = if index + 1 == self.segments() { first } else { first & !(tcp::FIN | tcp::PSH) };
+        let flags = if index + 1 == self.segments { first } else { first & !(tcp::FIN | tcp::PSH) };
         let sum = self.transport.add_u32(sequence).add_u16(flags.into()).add_u32(length as u32).add(payload);
         store(out, at + 4, sequence.to_be_bytes());
         store(out, at + 13, [flags]);

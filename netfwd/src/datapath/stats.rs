@@ -179,6 +179,8 @@ pub const SEGMENT_BUCKETS: [u64; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 pub struct Counters {
     /// Drops in user space.
     pub drops: Drops,
+    /// What `verify = "count"` let through in user space, by [`DropReason`].
+    pub tolerated: [Counter; DropReason::COUNT],
     /// By tunnel index.
     pub tunnels: Box<[TunnelCounters]>,
     /// Why packets seeded runs, by [`FlushReason`].
@@ -200,6 +202,7 @@ impl Counters {
     pub fn new(tunnels: usize) -> Self {
         Self {
             drops: Drops::default(),
+            tolerated: std::array::from_fn(|_| Counter::default()),
             tunnels: (0..tunnels).map(|_| TunnelCounters::default()).collect(),
             gro_flush: std::array::from_fn(|_| Counter::default()),
             gro_frame_segments: std::array::from_fn(|_| Counter::default()),

@@ -77,6 +77,8 @@ pub struct ForwardingTable {
     tunnels: Vec<Tunnel>,
     routes: Vec<Routes>,
     by_key: HashMap<TunnelKey, TunnelEntry>,
+    /// The ports of `endpoints`, sorted.
+    endpoint_ports: Vec<u16>,
     endpoints: HashMap<EndpointKey, EndpointEntry>,
     networks: HashSet<NetworkKey>,
 }
@@ -111,6 +113,9 @@ impl ForwardingTable {
                 table.by_key.insert(key, entry);
             }
         }
+        table.endpoint_ports = table.tunnels.iter().map(|tunnel| tunnel.port).collect();
+        table.endpoint_ports.sort_unstable();
+        table.endpoint_ports.dedup();
         table
     }
 
@@ -142,6 +147,18 @@ impl ForwardingTable {
     /// All endpoints: what the BPF map is filled with, and the sockets to open.
     pub fn endpoints(&self) -> impl Iterator<Item = (&EndpointKey, &EndpointEntry)> {
         self.endpoints.iter()
+    }
+
+    /// Whether `remote` may use `address` as an inner source: the tunnel's routes lead back to it. A tunnel without
+    /// routes has no such list.
+    pub fn inner_source_allowed(&self, index: TunnelIndex, remote: RemoteIndex, address: IpAddr) -> bool {
+        let routes = self.routes.get(usize::from(index.0));
+        routes.is_some_and(|routes| routes.is_empty() || routes.lookup(address) == Some(remote))
+    }
+
+    /// Whether some endpoint has this UDP port: spares most packets the look at [`Lookup::endpoint`].
+    pub fn is_endpoint_port(&self, port: u16) -> bool {
+        self.endpoint_ports.binary_search(&port).is_ok()
     }
 }
 

@@ -15,4 +15,5 @@ pub mod tun;
 pub mod tun_probe;
 pub mod udp_receive;
 pub mod udp_send;
+pub mod xdp;
 pub mod xsk;

@@ -64,7 +64,7 @@ pub enum DeviceError {
         name: String,
     },
     /// The name cannot be an interface's.
-    #[error("{name:?} is no interface name: 1 to 15 bytes without '/', ':', '%' or blanks")]
+    #[error("{name:?} is no interface name: 1 to 15 printable ASCII characters without '/', ':' and '%'")]
     Name {
         /// The name.
         name: String,
@@ -159,10 +159,20 @@ impl OverlayDevice {
     }
 }
 
-/// `tx_dropped` of an interface of the namespace that /sys was mounted in.
+/// `tx_dropped` of an interface in the calling thread's network namespace.
 pub fn queue_drops(name: &str) -> io::Result<u64> {
-    let text = std::fs::read_to_string(format!("/sys/class/net/{name}/statistics/tx_dropped"))?;
-    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+    // Unlike /sys/class/net, which shows the namespace that it was mounted in.
+    parse_queue_drops(&std::fs::read_to_string("/proc/thread-self/net/dev")?, name)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+/// Each line is a name, a colon, eight numbers of reception, and of transmission bytes, packets, errors and drops
+/// (`dev_seq_printf_stats`, net/core/net-procfs.c).
+fn parse_queue_drops(table: &str, name: &str) -> Option<u64> {
+    const TRANSMIT_DROPS: usize = 11;
+    let lines = table.lines().filter_map(|line| line.rsplit_once(':'));
+    let (_, numbers) = lines.into_iter().find(|(line_name, _)| line_name.trim() == name)?;
+    numbers.split_ascii_whitespace().nth(TRANSMIT_DROPS)?.parse().ok()
 }
 
 fn check_name(name: &str) -> Result<(), DeviceError> {
@@ -295,6 +305,15 @@ mod tests {
             assert!(matches!(check_name(name), Err(DeviceError::Name { .. })), "{name:?}");
         }
         assert!(check_name("fifteen-bytes-x").is_ok());
+    }
+
+    #[test]
+    fn queue_drops_are_the_fourth_number_of_transmission() {
+        let table = "Inter-| Receive | Transmit\n face |bytes packets\n\
+            vx7: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n    lo: 0 0 0 0 0 0 0 0 0 0 0 1 0 0 0 0\n";
+        assert_eq!(parse_queue_drops(table, "vx7"), Some(12));
+        assert_eq!(parse_queue_drops(table, "lo"), Some(1));
+        assert_eq!(parse_queue_drops(table, "vx"), None);
     }
 
     #[test]

@@ -7,6 +7,9 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
 use netfwd::io::xsk::{
     BusyPoll, ChunkSize, Error, FrameCounts, Mode, Options, RxBatch, Socket, Target, Umem, ZeroCopy,
 };
@@ -119,6 +122,34 @@ fn frames_can_be_changed_in_place() {
 }
 
 #[test]
+fn an_arrival_wakes_a_poll_and_a_batch_takes_no_more_than_asked_for() {
+    let Some(lab) = Lab::new(1500) else { return };
+    let mut receiver = Receiver::new(&lab, 64, &sizes(32, 32));
+    let readable = |socket: &Socket, patience: Duration| {
+        let timeout = Timespec::try_from(patience).unwrap();
+        poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timeout)).unwrap() == 1
+    };
+    assert!(!readable(&receiver.socket, Duration::ZERO));
+    let peer = lab.peer_socket();
+    for sequence in 0..5 {
+        send(&peer, &payload(0, sequence, 10));
+    }
+    assert!(readable(&receiver.socket, PATIENCE));
+    assert_eq!(receiver.receive(5), 5);
+    receiver.release();
+    for sequence in 0..5 {
+        send(&peer, &payload(0, sequence, 10));
+    }
+    assert!(readable(&receiver.socket, PATIENCE));
+    let mut small = receiver.socket.batch(3);
+    assert_eq!(receiver.socket.recv(&mut small, 2), 2);
+    assert_eq!(receiver.socket.recv(&mut small, 64), 1);
+    assert_eq!((small.len(), small.room()), (3, 0));
+    assert_eq!(receiver.socket.recv(&mut small, 64), 0);
+    assert_eq!(receiver.receive(2), 2);
+}
+
+#[test]
 fn a_starved_fill_ring_is_counted_and_recovers() {
     let Some(lab) = Lab::new(1500) else { return };
     let mut receiver = Receiver::new(&lab, 64, &sizes(128, 64));
@@ -203,6 +234,20 @@ fn what_the_system_refuses_is_explained() {
 }
 
 #[test]
+fn without_privileges_the_operator_is_told_which() {
+    let Some(lab) = Lab::new(1500) else { return };
+    let error = lab.gateway(|ifindex| {
+        // Capabilities belong to the thread, which ends here.
+        let none = CapabilitySet::empty();
+        set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
+        let umem = Umem::new(ChunkSize::TwoKiB, 0, 64).unwrap();
+        Socket::bind(umem, Target { ifindex, queue: 0 }, &sizes(64, 64)).unwrap_err()
+    });
+    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+    assert!(error.to_string().contains("CAP_NET_RAW"), "{error}");
+}
+
+#[test]
 fn jumbo_frames_are_put_together_from_several_chunks() {
     let Some(lab) = Lab::new(9000) else { return };
     let mut receiver = Receiver::new(&lab, 128, &Options { scatter_gather: true, ..sizes(64, 64) });
@@ -214,6 +259,7 @@ fn jumbo_frames_are_put_together_from_several_chunks() {
     }
     assert_eq!(receiver.receive(lengths.len()), lengths.len());
     for (sequence, packet) in receiver.batch.iter_mut().enumerate() {
+        assert_eq!(packet.metadata, Some(RECORD));
         assert_eq!(udp_payload(packet.bytes).unwrap(), payload(3, sequence as u32, lengths[sequence]));
     }
     receiver.release();

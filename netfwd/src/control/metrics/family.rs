@@ -55,8 +55,10 @@ families! {
     XdpPackets = COUNTER "netfwd_xdp_packets_total" ["interface", "action"];
     /// Packets that XDP left to the kernel, by why.
     XdpPasses = COUNTER "netfwd_xdp_passes_total" ["interface", "reason"];
-    /// Packets with a defect that the verify policy let through, by the defect.
+    /// Packets with a defect that the verify policy let through in XDP, by the defect.
     XdpTolerated = COUNTER "netfwd_xdp_tolerated_total" ["interface", "reason"];
+    /// Packets with a defect that the verify policy let through in user space, by the defect.
+    Tolerated = COUNTER "netfwd_tolerated_total" ["reason"];
     /// Packets that an AF_XDP socket dropped because they did not fit a frame.
     XskRxDropped = COUNTER "netfwd_xsk_rx_dropped_total" ["interface", "queue"];
     /// Invalid descriptors in the fill ring.

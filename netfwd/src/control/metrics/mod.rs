@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use netfwd_common::reason::{DropReason, FlushReason};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 
@@ -28,8 +29,6 @@ pub use drops::can_occur;
 pub use family::Family;
 pub use scrape::Scrape;
 pub use source::{Source, XdpCounts, XskCounts};
-
-use netfwd_common::reason::FlushReason;
 
 /// Everything that is asked at a scrape.
 pub struct Metrics {
@@ -114,12 +113,7 @@ impl Metrics {
     }
 
     fn scrape_worker(&self, worker: &str, counters: &Counters, scrape: &mut Scrape) {
-        for (direction, stage, reason) in drops::combinations() {
-            let count = counters.drops.get(direction, stage, reason);
-            if count > 0 {
-                scrape.add(Family::Drops, &[direction.as_str(), stage.as_str(), reason.as_str()], count);
-            }
-        }
+        scrape_defects(counters, scrape);
         for (index, tunnel) in self.tunnels.iter().enumerate() {
             scrape_tunnel(&tunnel.name, counters.tunnel(TunnelIndex(index as u16)), scrape);
         }
@@ -132,6 +126,20 @@ impl Metrics {
         }
         scrape.add(Family::UdpReceiveDrops, &[], counters.udp_receive_drops.get());
         scrape.add_float(Family::WorkerBusy, &[worker], counters.busy_nanoseconds.get() as f64 / 1e9);
+    }
+}
+
+fn scrape_defects(counters: &Counters, scrape: &mut Scrape) {
+    for (direction, stage, reason) in drops::combinations() {
+        let count = counters.drops.get(direction, stage, reason);
+        if count > 0 {
+            scrape.add(Family::Drops, &[direction.as_str(), stage.as_str(), reason.as_str()], count);
+        }
+    }
+    for (reason, count) in DropReason::ALL.iter().zip(&counters.tolerated) {
+        if count.get() > 0 || drops::TOLERABLE.contains(reason) {
+            scrape.add(Family::Tolerated, &[reason.as_str()], count.get());
+        }
     }
 }
 

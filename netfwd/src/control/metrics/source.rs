@@ -3,6 +3,7 @@
 use netfwd_common::abi::Action;
 use netfwd_common::reason::{DropReason, PassReason, Stage};
 
+use super::drops::TOLERABLE;
 use super::family::Family;
 use super::scrape::Scrape;
 use crate::datapath::stats::Direction;
@@ -42,15 +43,6 @@ impl Default for XdpCounts {
         }
     }
 }
-
-/// Defects that `verify = "count"` or `"off"` can let through.
-const TOLERABLE: [DropReason; 5] = [
-    DropReason::OuterIpChecksum,
-    DropReason::OuterUdpChecksum,
-    DropReason::InnerIpChecksum,
-    DropReason::InnerL4Checksum,
-    DropReason::PartialChecksum,
-];
 
 impl XdpCounts {
     /// Adds the counts of `interface`.

@@ -18,8 +18,8 @@ pub struct Received<'a> {
 enum Entry {
     /// Where the kernel left it.
     Frame(Frame),
-    /// Copied to the scratch memory, behind the earlier ones.
-    Assembled { length: usize, metadata: Option<[u8; METADATA_LEN]> },
+    /// Copied to the scratch memory, behind the earlier ones and its metadata.
+    Assembled { length: u32 },
 }
 
 /// Received packets, in order of arrival. Dropping a batch releases it too, a little slower.
@@ -63,19 +63,14 @@ impl RxBatch {
         let mut scratch = self.scratch.as_mut_slice();
         self.entries.iter_mut().map(move |entry| match entry {
             Entry::Frame(frame) => Received { metadata: frame.metadata().copied(), bytes: frame.bytes_mut() },
-            Entry::Assembled { length, metadata } => {
-                let rest = std::mem::take(&mut scratch);
-                let (bytes, rest) = rest.split_at_mut(*length.min(&mut rest.len()));
-                scratch = rest;
-                Received { bytes, metadata: *metadata }
-            }
+            Entry::Assembled { length } => next_assembled(&mut scratch, *length as usize),
         })
     }
 
-    /// Whether the next packet fits, whatever its length. An empty batch without scratch memory takes single frames.
+    /// Whether the next packet fits, whatever its length (without scratch memory: whatever its length in one frame).
     #[inline]
     pub(super) fn takes_any(&self) -> bool {
-        self.room() > 0 && (self.scratch_capacity == 0 || self.scratch_room() >= ASSEMBLED_MAX)
+        self.room() > 0 && (self.scratch_capacity == 0 || self.scratch_room() >= METADATA_LEN + ASSEMBLED_MAX)
     }
 
     #[inline]
@@ -84,12 +79,13 @@ impl RxBatch {
     }
 
     /// Appends an assembled packet; returns whether there was room for it.
-    pub(super) fn push_assembled(&mut self, bytes: &[u8], metadata: Option<[u8; METADATA_LEN]>) -> bool {
-        if bytes.len() > self.scratch_room() {
+    pub(super) fn push_assembled(&mut self, bytes: &[u8], metadata: &[u8; METADATA_LEN]) -> bool {
+        if bytes.len() > ASSEMBLED_MAX || METADATA_LEN + bytes.len() > self.scratch_room() {
             return false;
         }
+        self.scratch.extend_from_slice(metadata);
         self.scratch.extend_from_slice(bytes);
-        self.entries.push(Entry::Assembled { length: bytes.len(), metadata });
+        self.entries.push(Entry::Assembled { length: bytes.len() as u32 });
         true
     }
 
@@ -104,5 +100,16 @@ impl RxBatch {
 
     fn scratch_room(&self) -> usize {
         self.scratch_capacity - self.scratch.len()
+    }
+}
+
+/// Cuts the next assembled packet and its metadata off the front of `scratch`.
+fn next_assembled<'a>(scratch: &mut &'a mut [u8], length: usize) -> Received<'a> {
+    let rest = std::mem::take(scratch);
+    let (packet, rest) = rest.split_at_mut(rest.len().min(METADATA_LEN + length));
+    *scratch = rest;
+    match packet.split_first_chunk_mut() {
+        Some((metadata, bytes)) => Received { bytes, metadata: Some(*metadata) },
+        None => Received { bytes: &mut [], metadata: None },
     }
 }

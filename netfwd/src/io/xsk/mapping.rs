@@ -22,16 +22,26 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Anonymous memory, populated, in huge pages where the size and the system allow it.
+    /// Anonymous memory, in huge pages where the size and the system allow it: reserved ones, else transparent ones.
     pub(super) fn anonymous(length: usize) -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
-        if length >= HUGE_PAGE {
-            let rounded = length.next_multiple_of(HUGE_PAGE);
-            if let Ok(mapping) = Self::map(rounded, flags | libc::MAP_HUGETLB, -1, 0) {
-                return Ok(mapping);
-            }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        if length < HUGE_PAGE {
+            return Self::map(length, flags | libc::MAP_POPULATE, -1, 0);
         }
-        Self::map(length, flags, -1, 0)
+        let reserved = flags | libc::MAP_HUGETLB | libc::MAP_POPULATE;
+        if let Ok(mapping) = Self::map(length.next_multiple_of(HUGE_PAGE), reserved, -1, 0) {
+            return Ok(mapping);
+        }
+        // Not populated before the advice; registering the UMEM brings all of it in.
+        let mapping = Self::map(length, flags, -1, 0)?;
+        mapping.advise_huge_pages();
+        Ok(mapping)
+    }
+
+    /// A wish: without it everything works, with more TLB misses.
+    fn advise_huge_pages(&self) {
+        // SAFETY: the range is this mapping, and the advice does not change its contents.
+        unsafe { libc::madvise(self.base.as_ptr().cast(), self.length, libc::MADV_HUGEPAGE) };
     }
 
     /// A ring of an AF_XDP socket: `offset` is one of the `XDP_*PGOFF*` values.

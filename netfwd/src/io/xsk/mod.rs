@@ -33,7 +33,7 @@
 mod batch;
 mod error;
 mod mapping;
-pub mod ring;
+mod ring;
 mod socket;
 mod stats;
 mod umem;

@@ -8,7 +8,7 @@
 //! - Indices are only added to and compared by wrapping arithmetic; a slot is the index modulo the (power of two) size.
 //! - The own index is published with release, the other's is read with acquire: slots are seen as they were written.
 //! - The other's index is cached and re-read only when the cache says full or empty.
-//! - A nonsensical index (further ahead than the ring is long) reads as "full" or at most "all of it", never out of bounds.
+//! - A nonsensical index (further ahead than the ring is long) reads as "no room" or "nothing there", never out of bounds.
 //!
 //! The logic is generic over [`RingMemory`]: the kernel's mapping or, in tests, the heap. Slots are atomics read and
 //! written relaxed, which costs nothing over plain accesses and needs no `unsafe`.
@@ -208,18 +208,21 @@ impl<M: RingMemory> Consumer<M> {
         Some(value)
     }
 
-    /// Gives the taken entries back to the producer.
+    /// Gives the taken entries back to the producer. Without any, the shared cache line is left alone.
     pub fn release(&mut self) {
-        self.memory.consumer().store(self.tail, Ordering::Release);
+        if self.memory.consumer().load(Ordering::Relaxed) != self.tail {
+            self.memory.consumer().store(self.tail, Ordering::Release);
+        }
     }
 
     /// Entries to take; the producer's index is read again only when none are known.
     fn ready(&mut self) -> u32 {
         if self.head == self.tail {
-            self.head = self.memory.producer().load(Ordering::Acquire);
-            // An index further ahead than the ring is long cannot be: take what one turn can hold.
-            let ahead = self.head.wrapping_sub(self.tail).min(size(&self.memory));
-            self.head = self.tail.wrapping_add(ahead);
+            let head = self.memory.producer().load(Ordering::Acquire);
+            // Further ahead than the ring is long cannot be: nothing there to be trusted.
+            if head.wrapping_sub(self.tail) <= size(&self.memory) {
+                self.head = head;
+            }
         }
         self.head.wrapping_sub(self.tail)
     }
@@ -246,12 +249,17 @@ impl<S: Slot> MappedRing<S> {
     }
 }
 
-/// What a ring may consist of in memory that another party writes: atomics, valid for every bit pattern.
-trait SharedSlot: Slot {}
-impl SharedSlot for AtomicU64 {}
-impl SharedSlot for DescriptorSlot {}
+/// What a ring may consist of in memory that another party writes.
+///
+/// # Safety
+///
+/// Atomic integers only: valid for every bit pattern, and shared by design.
+pub(super) unsafe trait SharedSlot: Slot {}
+// SAFETY: one atomic integer.
+unsafe impl SharedSlot for AtomicU64 {}
+// SAFETY: `repr(C)`, three atomic integers without padding between or behind them.
+unsafe impl SharedSlot for DescriptorSlot {}
 
-#[expect(private_bounds, reason = "the bound keeps the safety argument in this file")]
 impl<S: SharedSlot> MappedRing<S> {
     /// The ring inside `mapping`; `None` if the kernel's offsets do not fit it.
     pub(super) fn new(mapping: Mapping, offsets: &libc::xdp_ring_offset, entries: u32) -> Option<Self> {
@@ -292,3 +300,6 @@ impl<S: SharedSlot> RingMemory for MappedRing<S> {
         unsafe { self.slots.as_ref() }
     }
 }
+
+#[cfg(test)]
+mod tests;

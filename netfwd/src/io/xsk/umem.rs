@@ -80,7 +80,11 @@ impl Area {
 ///
 /// Whoever holds it may read and write the chunk; nobody else, the kernel included, can at that time. Dropping it gives the
 /// chunk back at the next refill; [`Socket::release`](super::Socket::release) gives a whole batch back at once.
-pub struct Frame {
+pub struct Frame(Box<Owned>);
+
+/// What a [`Frame`] owns. It is boxed once, when the UMEM is made, since frames move four times per packet: a pointer moves
+/// in a register, while sixteen bytes of fields pass through the stack and wait there for each other.
+struct Owned {
     area: Arc<Area>,
     chunk: u32,
     /// Where the packet starts in the chunk.
@@ -89,6 +93,10 @@ pub struct Frame {
 }
 
 impl Frame {
+    fn new(area: &Arc<Area>, chunk: u32) -> Self {
+        Self(Box::new(Owned { area: Arc::clone(area), chunk, start: 0, length: 0 }))
+    }
+
     /// The received bytes.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
@@ -102,22 +110,25 @@ impl Frame {
         self.chunk_mut().get_mut(range).unwrap_or_default()
     }
 
-    /// What lies right before the packet: the XDP program's record if it wrote one, zeroes or headroom otherwise. `None`
-    /// if the packet starts too early in its chunk.
+    /// What lies right before the packet: the XDP program's record if it wrote one. `None` if the packet starts too early in
+    /// its chunk.
+    ///
+    /// The record is erased whenever user space lends the chunk again, but the kernel may reuse a chunk by itself (a packet
+    /// that found the RX ring full). So a record counts only if the program writes one before *every* redirect.
     #[inline]
     pub fn metadata(&self) -> Option<&[u8; METADATA_LEN]> {
-        let (before, _) = self.chunk().split_at_checked(usize::from(self.start))?;
+        let (before, _) = self.chunk().split_at_checked(usize::from(self.0.start))?;
         before.last_chunk()
     }
 
     fn range(&self) -> std::ops::Range<usize> {
-        let start = usize::from(self.start);
-        start..start + usize::from(self.length)
+        let start = usize::from(self.0.start);
+        start..start + usize::from(self.0.length)
     }
 
     /// Erases the metadata record: when the program leaves none, an earlier packet's must not vouch for this one.
     fn erase_metadata(&mut self) {
-        let start = usize::from(self.start);
+        let start = usize::from(self.0.start);
         let record = self.chunk_mut().split_at_mut_checked(start).and_then(|(before, _)| before.last_chunk_mut());
         if let Some(record) = record {
             *record = [0; METADATA_LEN];
@@ -125,29 +136,31 @@ impl Frame {
     }
 
     fn chunk(&self) -> &[u8] {
-        let first = self.area.chunk(self.chunk);
+        let first = self.0.area.chunk(self.0.chunk);
         // SAFETY: the chunk is mapped and initialised as long as `area` lives, and this frame is its only owner: it is not
         // in the kernel's hands, and `&self` keeps writers out.
-        unsafe { std::slice::from_raw_parts(first.as_ptr(), self.area.chunk_size.bytes()) }
+        unsafe { std::slice::from_raw_parts(first.as_ptr(), self.0.area.chunk_size.bytes()) }
     }
 
     fn chunk_mut(&mut self) -> &mut [u8] {
-        let first = self.area.chunk(self.chunk);
+        let first = self.0.area.chunk(self.0.chunk);
         // SAFETY: as in `chunk`; `&mut self` keeps everybody else out.
-        unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), self.area.chunk_size.bytes()) }
+        unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), self.0.area.chunk_size.bytes()) }
     }
 }
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        self.area.dropped.lock().unwrap_or_else(PoisonError::into_inner).push(self.chunk);
-        self.area.has_dropped.store(true, Ordering::Release);
+        self.erase_metadata();
+        let Owned { area, chunk, .. } = &*self.0;
+        area.dropped.lock().unwrap_or_else(PoisonError::into_inner).push(*chunk);
+        area.has_dropped.store(true, Ordering::Release);
     }
 }
 
 impl fmt::Debug for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Frame").field("chunk", &self.chunk).field("range", &self.range()).finish()
+        f.debug_struct("Frame").field("chunk", &self.0.chunk).field("range", &self.range()).finish()
     }
 }
 
@@ -179,8 +192,7 @@ impl Umem {
         let dropped = Mutex::new(Vec::with_capacity(frames as usize));
         let area = Arc::new(Area { mapping, chunk_size, dropped, has_dropped: AtomicBool::new(false) });
         // The lowest address is on top of the stack.
-        let free =
-            (0..frames).rev().map(|chunk| Frame { area: Arc::clone(&area), chunk, start: 0, length: 0 }).collect();
+        let free = (0..frames).rev().map(|chunk| Frame::new(&area, chunk)).collect();
         let lent = (0..frames).map(|_| None).collect();
         Ok(Self { area, headroom, free, lent, lent_count: 0 })
     }
@@ -222,7 +234,7 @@ impl Umem {
     pub(super) fn lend(&mut self) -> Option<u64> {
         let mut frame = self.free.pop()?;
         frame.erase_metadata();
-        let chunk = frame.chunk;
+        let chunk = frame.0.chunk;
         let entry = self.lent.get_mut(chunk as usize)?;
         debug_assert!(entry.is_none(), "chunk {chunk} had two owners");
         *entry = Some(frame);
@@ -244,14 +256,14 @@ impl Umem {
             return None;
         }
         // Both are at most 4096.
-        (frame.start, frame.length) = (start as u16, descriptor.length as u16);
+        (frame.0.start, frame.0.length) = (start as u16, descriptor.length as u16);
         Some(frame)
     }
 
     /// Puts a frame on the free list. A frame of another UMEM goes home through its own drop list.
     #[inline]
     pub(super) fn give_back(&mut self, frame: Frame) {
-        if Arc::ptr_eq(&frame.area, &self.area) {
+        if Arc::ptr_eq(&frame.0.area, &self.area) {
             self.free.push(frame);
         }
     }
@@ -265,7 +277,7 @@ impl Umem {
         // Under the lock, so that no drop falls between.
         self.area.has_dropped.store(false, Ordering::Relaxed);
         for chunk in dropped.drain(..) {
-            self.free.push(Frame { area: Arc::clone(&self.area), chunk, start: 0, length: 0 });
+            self.free.push(Frame::new(&self.area, chunk));
         }
         true
     }
@@ -281,3 +293,6 @@ impl fmt::Debug for Umem {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

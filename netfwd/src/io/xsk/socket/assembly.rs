@@ -9,7 +9,7 @@ use super::super::umem::{Frame, METADATA_LEN};
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
     bytes: Vec<u8>,
-    metadata: Option<[u8; METADATA_LEN]>,
+    metadata: [u8; METADATA_LEN],
     open: bool,
     damaged: bool,
 }
@@ -29,7 +29,7 @@ impl Assembly {
         match part {
             Some(part) if self.bytes.len() + part.bytes().len() <= ASSEMBLED_MAX => {
                 if !self.open {
-                    self.metadata = part.metadata().copied();
+                    self.metadata = part.metadata().copied().unwrap_or_default();
                 }
                 self.bytes.extend_from_slice(part.bytes());
             }
@@ -40,9 +40,9 @@ impl Assembly {
 
     /// The packet is complete: moves it to `batch`. Returns whether it arrived there.
     pub(super) fn finish(&mut self, batch: &mut RxBatch) -> bool {
-        let delivered = !self.damaged && batch.push_assembled(&self.bytes, self.metadata);
+        let delivered = !self.damaged && batch.push_assembled(&self.bytes, &self.metadata);
         self.bytes.clear();
-        (self.metadata, self.open, self.damaged) = (None, false, false);
+        (self.open, self.damaged) = (false, false);
         delivered
     }
 }

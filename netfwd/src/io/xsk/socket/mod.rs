@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::batch::{ASSEMBLED_MAX, RxBatch};
 use super::ring::{Consumer, DescriptorSlot, MappedRing, Producer};
 use super::stats::{FrameCounts, Refused, XdpStatistics};
-use super::umem::{Frame, Umem};
+use super::umem::{Frame, METADATA_LEN, Umem};
 use assembly::Assembly;
 
 /// An interface's receive queue.
@@ -121,7 +121,7 @@ pub struct Socket {
 impl Socket {
     /// A batch for this socket's packets.
     pub fn batch(&self, capacity: usize) -> RxBatch {
-        let scratch = if self.scatter_gather { 4 * ASSEMBLED_MAX } else { 0 };
+        let scratch = if self.scatter_gather { 4 * (METADATA_LEN + ASSEMBLED_MAX) } else { 0 };
         RxBatch::new(capacity, scratch)
     }
 
@@ -234,5 +234,19 @@ impl Socket {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker's socket and batches move to its thread.
+    #[test]
+    fn sockets_and_batches_move_between_threads() {
+        fn assert_send<T: Send>() {}
+        assert_send::<Socket>();
+        assert_send::<RxBatch>();
+        assert_send::<Frame>();
     }
 }

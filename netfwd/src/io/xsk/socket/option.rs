@@ -4,14 +4,21 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// A kernel structure that consists of integers only: valid for every bit pattern.
-pub(crate) trait KernelStruct: Copy {}
-impl KernelStruct for libc::xdp_mmap_offsets {}
-impl KernelStruct for libc::xdp_options {}
-impl KernelStruct for libc::xdp_statistics {}
+/// A structure of the kernel's.
+///
+/// # Safety
+///
+/// Integers only: valid for every bit pattern.
+pub(in crate::io::xsk) unsafe trait KernelStruct: Copy {}
+// SAFETY: offsets, all `u64`.
+unsafe impl KernelStruct for libc::xdp_mmap_offsets {}
+// SAFETY: one `u32`.
+unsafe impl KernelStruct for libc::xdp_options {}
+// SAFETY: counts, all `u64`.
+unsafe impl KernelStruct for libc::xdp_statistics {}
 
 /// Reads an option of level `SOL_XDP`. What an older kernel does not know of stays zero.
-pub(crate) fn get<T: KernelStruct>(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<T> {
+pub(in crate::io::xsk) fn get<T: KernelStruct>(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<T> {
     let mut value = MaybeUninit::<T>::zeroed();
     let mut length = size_of::<T>() as libc::socklen_t;
     // SAFETY: value has `length` writable bytes.

@@ -1,0 +1,385 @@
+//! Coalescing: one batch of inner packets in, as few frames as the rules allow out.
+//!
+//! The problem: a TUN/TAP write costs microseconds however long the frame is, so forty packets of a flow should be one
+//! write. The kernel cuts such a superframe again, and must get exactly the packets that came.
+//!
+//! Invariants (COALESCING.md has the rules, the tests in `tests/coalescing_laws.rs` their proof):
+//! - *Re-split law.* Cutting every superframe as the kernel does gives the packets back byte for byte, in flow order.
+//! - *No laundering.* Only packets whose checksums are [`Checksums::Verified`](super::packet::Checksums) are merged.
+//! - Every packet leaves in exactly one frame, every frame has one seed, and every seed one [`FlushReason`].
+//! - Inside a flow, order never changes; between flows, frames leave in the order of their seeds.
+//! - Nothing is held past the end of a batch, and nothing is allocated.
+//!
+//! A run is a chain of packet indices, a superframe the seed's headers rewritten into a small buffer and slices of the
+//! packets' payloads where they lie. Since the packets stay untouched, a superframe that the kernel refuses is simply
+//! written packet by packet.
+//!
+//! Deliberately absent: timers that would hold runs open between batches, prepending, and a trait: there is one
+//! implementation.
+
+use netfwd_common::reason::FlushReason;
+
+use super::packet::InnerPacket;
+use super::seam::FrameSink;
+use super::stats::Counters;
+
+mod candidate;
+mod output;
+mod table;
+mod tcp;
+mod udp;
+
+use candidate::{Alone, Barrier, Candidate, FlowId, Layout, Transport, examine, network_difference};
+use table::{Flow, FlowTable};
+
+/// Most packets that are looked at together; longer batches are cut.
+///
+/// It also keeps every gather list (two entries more at most) below the kernel's 1024.
+pub const MAX_BATCH: usize = 256;
+
+/// Longest superframe, from its IP header on, for both families.
+const MAX_LENGTH: u32 = 65_535;
+
+/// What may be merged.
+#[derive(Clone, Debug)]
+pub struct GroConfig {
+    /// Merge TCP.
+    pub tcp: bool,
+    /// Merge UDP.
+    pub udp: bool,
+    /// UDP ports, source or destination, whose datagrams are never merged.
+    pub udp_exclude_ports: Vec<u16>,
+    /// Merge IPv4 datagrams without a checksum among themselves, although the kernel will give them one.
+    pub udp_zero_checksum: bool,
+    /// Datagrams per superframe: 64, or 128 where a probe showed that the kernel takes them.
+    pub max_udp_segments: u16,
+    /// Secret of the flow hash, drawn at random at start so that senders cannot aim for collisions.
+    pub hash_secret: u64,
+}
+
+impl Default for GroConfig {
+    fn default() -> Self {
+        Self {
+            tcp: true,
+            udp: true,
+            udp_exclude_ports: Vec::new(),
+            udp_zero_checksum: false,
+            max_udp_segments: 64,
+            hash_secret: 0x5bd1_e995_9d1b_58d3,
+        }
+    }
+}
+
+/// [`GroConfig`] in the form that the hot loop asks.
+#[derive(Debug)]
+struct Rules {
+    tcp: bool,
+    udp: bool,
+    udp_zero_checksum: bool,
+    max_udp_segments: u16,
+    hash_secret: u64,
+    /// One bit per port; empty when no port is excluded.
+    excluded: Box<[u64]>,
+}
+
+impl Rules {
+    fn new(config: &GroConfig) -> Self {
+        let words = if config.udp_exclude_ports.is_empty() { 0 } else { 1 << 10 };
+        let mut excluded = vec![0u64; words].into_boxed_slice();
+        for port in &config.udp_exclude_ports {
+            excluded[usize::from(port >> 6)] |= 1 << (port & 63);
+        }
+        Self {
+            tcp: config.tcp,
+            udp: config.udp,
+            udp_zero_checksum: config.udp_zero_checksum,
+            max_udp_segments: config.max_udp_segments,
+            hash_secret: config.hash_secret,
+            excluded,
+        }
+    }
+
+    #[inline]
+    fn is_excluded(&self, port: u16) -> bool {
+        self.excluded.get(usize::from(port >> 6)).is_some_and(|word| word >> (port & 63) & 1 != 0)
+    }
+}
+
+/// What becomes one frame.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// Index of the seed in the batch.
+    first: u16,
+    /// Index of the newest packet.
+    last: u16,
+    /// Packets.
+    count: u16,
+    proto: super::stats::Proto,
+    /// TCP flags of all its packets together.
+    flags: u8,
+    /// From the IP header on.
+    length: u32,
+    /// The seed's.
+    layout: Layout,
+}
+
+impl Run {
+    fn alone(position: u16, alone: &Alone) -> Self {
+        let (first, last) = (position, position);
+        Self { first, last, count: 1, proto: alone.proto, flags: 0, length: 0, layout: Layout::default() }
+    }
+
+    fn seeded(position: u16, seed: &Candidate) -> Self {
+        let flags = match seed.transport {
+            Transport::Tcp(fields) => fields.flags,
+            Transport::Udp(_) => 0,
+        };
+        let length = u32::from(seed.layout.end - seed.layout.ip);
+        let proto = seed.transport.proto();
+        Self { first: position, last: position, count: 1, proto, flags, length, layout: seed.layout }
+    }
+
+    /// Payload bytes that all packets but the last carry.
+    fn gso_size(&self) -> u16 {
+        self.layout.payload_len()
+    }
+
+    /// Payload bytes of all packets.
+    fn payload_len(&self) -> u32 {
+        self.length - u32::from(self.layout.payload - self.layout.ip)
+    }
+}
+
+/// The coalescer of one worker. All its memory is allocated in [`Coalescer::new`].
+#[derive(Debug)]
+pub struct Coalescer {
+    rules: Rules,
+    table: FlowTable,
+    runs: Vec<Run>,
+    /// For each packet of the batch, the next one of its run.
+    next: Box<[u16; MAX_BATCH]>,
+    pairs: PairBarriers,
+    slices: output::Gather,
+}
+
+impl Coalescer {
+    /// A coalescer for one worker.
+    pub fn new(config: &GroConfig) -> Self {
+        Self {
+            rules: Rules::new(config),
+            table: FlowTable::new(),
+            runs: Vec::with_capacity(MAX_BATCH),
+            next: Box::new([0; MAX_BATCH]),
+            pairs: PairBarriers::default(),
+            slices: output::Gather::new(),
+        }
+    }
+
+    /// Merges what may be merged of `batch` and writes everything to `sink`.
+    pub fn coalesce(&mut self, batch: &[InnerPacket<'_>], counters: &Counters, sink: &mut impl FrameSink) {
+        for batch in batch.chunks(MAX_BATCH) {
+            self.table.clear();
+            self.runs.clear();
+            self.pairs.clear();
+            for position in 0..batch.len() {
+                let seeded = self.place(batch, position as u16);
+                if let Some(reason) = seeded {
+                    counters.gro_flush[reason.index()].add(1);
+                }
+            }
+            self.write_out(batch, counters, sink);
+        }
+    }
+
+    /// Puts a packet into a run; the reason, if it is a new one.
+    #[inline]
+    fn place(&mut self, batch: &[InnerPacket<'_>], position: u16) -> Option<FlushReason> {
+        match examine(&batch[usize::from(position)], &self.rules) {
+            Ok((key, candidate)) => {
+                let id = FlowId { key, hash: key.hash(self.rules.hash_secret) };
+                self.join_or_seed(batch, position, &id, &candidate)
+            }
+            Err(alone) => Some(self.stand_alone(position, &alone)),
+        }
+    }
+
+    #[inline]
+    fn join_or_seed(
+        &mut self,
+        batch: &[InnerPacket<'_>],
+        position: u16,
+        id: &FlowId,
+        candidate: &Candidate,
+    ) -> Option<FlushReason> {
+        let (flow, is_new) = self.table.find_or_insert(id);
+        let reason = if is_new {
+            FlushReason::FirstInBatch
+        } else {
+            let run = &mut self.runs[usize::from(flow.run)];
+            let refusal = if self.pairs.closed_since(run.last, id.hash.pair) {
+                Some(FlushReason::AfterBarrier)
+            } else {
+                flow.refusal(run, batch, position, candidate, &self.rules)
+            };
+            match refusal {
+                Some(reason) => reason,
+                None => {
+                    self.next[usize::from(run.last)] = position;
+                    flow.closed = run.append(position, candidate);
+                    return None;
+                }
+            }
+        };
+        flow.run = self.runs.len() as u16;
+        flow.closed = end_of_run(&candidate.transport);
+        flow.seed = *candidate;
+        self.runs.push(Run::seeded(position, candidate));
+        Some(reason)
+    }
+
+    /// A packet that may not be merged: a run of its own that closes those before it.
+    fn stand_alone(&mut self, position: u16, alone: &Alone) -> FlushReason {
+        let secret = self.rules.hash_secret;
+        match alone.barrier {
+            Barrier::None => {}
+            Barrier::Pair(pair) => self.pairs.close(position, pair.hash(secret)),
+            Barrier::Flow(key) => {
+                let (flow, _) = self.table.find_or_insert(&FlowId { key, hash: key.hash(secret) });
+                flow.run = self.runs.len() as u16;
+                flow.closed = Some(FlushReason::AfterBarrier);
+            }
+        }
+        self.runs.push(Run::alone(position, alone));
+        alone.reason
+    }
+}
+
+impl Flow {
+    /// The first rule that keeps `candidate` out of the flow's newest run.
+    #[inline]
+    fn refusal(
+        &self,
+        run: &Run,
+        batch: &[InnerPacket<'_>],
+        position: u16,
+        candidate: &Candidate,
+        rules: &Rules,
+    ) -> Option<FlushReason> {
+        if self.closed.is_some() {
+            return self.closed;
+        }
+        let seed = &self.seed;
+        let (seed_bytes, bytes) = (batch[usize::from(run.first)].bytes, batch[usize::from(position)].bytes);
+        if !ethernet_equal((seed, seed_bytes), (candidate, bytes)) {
+            return Some(FlushReason::Ethernet);
+        }
+        if seed.network != candidate.network {
+            return Some(network_difference(seed.layout.family, seed.network, candidate.network));
+        }
+        self.transport_refusal(run, (seed_bytes, bytes), candidate)
+            .or_else(|| self.ip_id_refusal(run, candidate))
+            .or_else(|| run.room_refusal(candidate, rules))
+    }
+
+    #[inline]
+    fn transport_refusal(&self, run: &Run, bytes: (&[u8], &[u8]), candidate: &Candidate) -> Option<FlushReason> {
+        match (&self.seed.transport, &candidate.transport) {
+            (Transport::Tcp(seed), Transport::Tcp(packet)) => {
+                let end = seed.sequence.wrapping_add(run.payload_len());
+                seed.refusal(packet, end).or_else(|| {
+                    let equal = tcp::options_equal((&self.seed, bytes.0), (candidate, bytes.1));
+                    (!equal).then_some(FlushReason::TcpOptions)
+                })
+            }
+            (Transport::Udp(seed), Transport::Udp(packet)) => seed.refusal(packet),
+            // The protocol is part of the key.
+            _ => Some(FlushReason::NotCandidate),
+        }
+    }
+
+    /// With DF clear the kernel numbers the segments from the seed's ID on (`inet_gso_segment`).
+    #[inline]
+    fn ip_id_refusal(&self, run: &Run, candidate: &Candidate) -> Option<FlushReason> {
+        let (seed, id) = (self.seed.id?, candidate.id?);
+        (id != seed.wrapping_add(run.count)).then_some(FlushReason::IpId)
+    }
+}
+
+impl Run {
+    /// Whether `candidate`'s payload still fits.
+    #[inline]
+    fn room_refusal(&self, candidate: &Candidate, rules: &Rules) -> Option<FlushReason> {
+        let payload = candidate.layout.payload_len();
+        match candidate.transport {
+            _ if payload > self.gso_size() => Some(FlushReason::LongerSegment),
+            _ if self.length + u32::from(payload) > MAX_LENGTH => Some(FlushReason::MaxLength),
+            Transport::Udp(_) if self.count >= rules.max_udp_segments => Some(FlushReason::MaxSegments),
+            _ => None,
+        }
+    }
+
+    /// Takes a packet in; why the run is closed now, if it is.
+    #[inline]
+    fn append(&mut self, position: u16, candidate: &Candidate) -> Option<FlushReason> {
+        let payload = candidate.layout.payload_len();
+        self.last = position;
+        self.count += 1;
+        self.length += u32::from(payload);
+        if let Transport::Tcp(fields) = candidate.transport {
+            self.flags |= fields.flags;
+        }
+        end_of_run(&candidate.transport).or((payload < self.gso_size()).then_some(FlushReason::AfterShort))
+    }
+}
+
+fn end_of_run(transport: &Transport) -> Option<FlushReason> {
+    match transport {
+        Transport::Tcp(fields) => fields.end_of_run(),
+        Transport::Udp(_) => None,
+    }
+}
+
+/// On TAP, everything in front of the IP header is equal: both addresses, tags, EtherType.
+#[inline]
+fn ethernet_equal(seed: (&Candidate, &[u8]), packet: (&Candidate, &[u8])) -> bool {
+    let (len, other) = (usize::from(seed.0.layout.ip), usize::from(packet.0.layout.ip));
+    len == other && (len == 0 || seed.1.get(..len) == packet.1.get(..len))
+}
+
+/// Where in the batch a packet stands whose flow cannot be read (a fragment, say), by hash of its address pair.
+///
+/// Pairs that share a slot close each other's runs: they merge less, never wrongly.
+#[derive(Debug)]
+struct PairBarriers {
+    /// Position + 1 of the newest barrier, 0 for none.
+    positions: Box<[u16; PairBarriers::SLOTS]>,
+    any: bool,
+}
+
+impl Default for PairBarriers {
+    fn default() -> Self {
+        Self { positions: Box::new([0; Self::SLOTS]), any: false }
+    }
+}
+
+impl PairBarriers {
+    const SLOTS: usize = 256;
+
+    fn clear(&mut self) {
+        if self.any {
+            self.positions.fill(0);
+            self.any = false;
+        }
+    }
+
+    fn close(&mut self, position: u16, pair_hash: u64) {
+        self.positions[pair_hash as usize % Self::SLOTS] = position + 1;
+        self.any = true;
+    }
+
+    /// Whether a barrier of this pair stands behind position `last`.
+    #[inline]
+    fn closed_since(&self, last: u16, pair_hash: u64) -> bool {
+        self.any && self.positions[pair_hash as usize % Self::SLOTS] > last
+    }
+}

@@ -1,0 +1,120 @@
+//! From a flow's key to its state within one batch.
+//!
+//! Open addressing with linear probing over twice as many slots as a batch has packets, so a free slot always exists.
+//! Each slot is stamped with the batch it was written in: starting a batch is one addition, nothing is cleared.
+
+use super::MAX_BATCH;
+use super::candidate::{Candidate, FlowId};
+use crate::datapath::flow::FlowKey;
+use netfwd_common::reason::FlushReason;
+
+const SLOTS: usize = 2 * MAX_BATCH;
+const _: () = assert!(SLOTS.is_power_of_two());
+
+/// A flow's state within a batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Flow {
+    key: FlowKey,
+    /// The newest run's seed.
+    pub seed: Candidate,
+    /// The newest run: index into the batch's runs.
+    pub run: u16,
+    /// Why nothing may join the newest run any more.
+    pub closed: Option<FlushReason>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    generation: u32,
+    /// Bits of the hash that did not choose the slot: spares most key comparisons.
+    tag: u16,
+    flow: u16,
+}
+
+/// The flows of one batch.
+#[derive(Debug)]
+pub(super) struct FlowTable {
+    slots: Box<[Slot; SLOTS]>,
+    flows: Vec<Flow>,
+    generation: u32,
+}
+
+impl FlowTable {
+    pub fn new() -> Self {
+        Self { slots: Box::new([Slot::default(); SLOTS]), flows: Vec::with_capacity(MAX_BATCH), generation: 0 }
+    }
+
+    /// Forgets all flows.
+    pub fn clear(&mut self) {
+        self.flows.clear();
+        self.generation = self.generation.wrapping_add(1);
+        if self.generation == 0 {
+            // After 2^32 batches old stamps would look fresh again.
+            self.slots.fill(Slot::default());
+            self.generation = 1;
+        }
+    }
+
+    /// The flow of `id`; whether it is new.
+    #[inline]
+    pub fn find_or_insert(&mut self, id: &FlowId) -> (&mut Flow, bool) {
+        let tag = (id.hash.flow >> 48) as u16;
+        let mut position = id.hash.flow as usize % SLOTS;
+        let (index, is_new) = loop {
+            let slot = &mut self.slots[position];
+            if slot.generation != self.generation {
+                let flow = self.flows.len() as u16;
+                *slot = Slot { generation: self.generation, tag, flow };
+                self.flows.push(Flow { key: id.key, ..Flow::default() });
+                break (flow, true);
+            }
+            if slot.tag == tag && self.flows.get(usize::from(slot.flow)).is_some_and(|flow| flow.key == id.key) {
+                break (slot.flow, false);
+            }
+            position = (position + 1) % SLOTS;
+        };
+        (&mut self.flows[usize::from(index)], is_new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::flow::FlowHash;
+    use crate::datapath::packet::TunnelIndex;
+    use netfwd_common::wire::ipv6;
+    use zerocopy::FromZeros;
+
+    /// Flow number `n`, with the hash of the caller's choice.
+    fn flow(n: u16, hash: u64) -> FlowId {
+        let [a, b] = n.to_be_bytes();
+        let pair = crate::datapath::flow::AddressPair::ipv6(TunnelIndex(0), &ipv6::Header::new_zeroed());
+        FlowId { key: pair.flow(17, [a, b, 0, 0]), hash: FlowHash { flow: hash, pair: 0 } }
+    }
+
+    #[test]
+    fn colliding_flows_are_kept_apart() {
+        let mut table = FlowTable::new();
+        table.clear();
+        for n in 0..MAX_BATCH as u16 {
+            let (state, is_new) = table.find_or_insert(&flow(n, u64::MAX));
+            assert!(is_new);
+            state.run = n;
+        }
+        for n in 0..MAX_BATCH as u16 {
+            let (state, is_new) = table.find_or_insert(&flow(n, u64::MAX));
+            assert_eq!((state.run, is_new), (n, false));
+        }
+    }
+
+    #[test]
+    fn a_new_batch_knows_no_flow_also_when_the_stamp_wraps() {
+        let mut table = FlowTable::new();
+        table.generation = u32::MAX - 2;
+        for _ in 0..5 {
+            table.clear();
+            assert!(table.find_or_insert(&flow(1, 5)).1);
+            assert!(!table.find_or_insert(&flow(1, 5)).1);
+        }
+    }
+}

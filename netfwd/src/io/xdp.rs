@@ -1,0 +1,293 @@
+//! The user-space half of the XDP program: loads it, fills its maps, attaches it, reads its counters.
+//!
+//! One instance per underlay interface, each with maps of its own. Invariants: the program is attached through a
+//! bpf_link, so it is gone when the process is, however that dies; generic mode is used only when it was asked for, since it sees
+//! merged GRO buffers; a map update replaces entries one by one and never empties the map in between.
+//!
+//! Deliberately absent: pinning, and sharing an interface with another program (a dispatcher such as libxdp's can be
+//! put in front, the kernel then refuses ours with EBUSY and the daemon runs on sockets alone).
+
+use std::collections::HashSet;
+use std::error::Error;
+use std::os::fd::AsFd;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use netfwd_common::abi::{self, Action, Policy};
+use netfwd_common::reason::{DropReason, PassReason};
+use zerocopy::transmute;
+
+use crate::datapath::table::ForwardingTable;
+use crate::ebpf::OBJECT;
+
+/// The program's name in the object.
+const PROGRAM: &str = "netfwd";
+
+type Bytes<const KEY: usize, const VALUE: usize> = HashMap<MapData, [u8; KEY], [u8; VALUE]>;
+
+/// What went wrong between us and the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum XdpError {
+    /// The object does not parse, or a map cannot be made.
+    #[error("cannot load the eBPF object: {}", chain(.0))]
+    Object(#[from] EbpfError),
+    /// The verifier refused the program, or privileges are missing.
+    #[error("the kernel refused the XDP program: {}", chain(.0))]
+    Program(#[from] ProgramError),
+    /// A map operation failed.
+    #[error("eBPF map: {}", chain(.0))]
+    Map(#[from] MapError),
+    /// The object lacks a map or the program.
+    #[error("the eBPF object has no `{0}`: it was built from other sources")]
+    Missing(&'static str),
+    /// The interface does not take the program.
+    #[error("cannot attach XDP to {interface} in {mode} mode: {reason}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// The mode that was tried.
+        mode: AttachedMode,
+        /// The kernel's own text, and what helps.
+        reason: String,
+    },
+}
+
+/// How to attach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// The best that is safe: native. Where the driver has none, the caller goes on without XDP.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// Behind the driver, on socket buffers: slow, and GRO must be off on the interface.
+    Generic,
+}
+
+/// How the program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachedMode {
+    /// In the driver.
+    Native,
+    /// On socket buffers.
+    Generic,
+}
+
+impl std::fmt::Display for AttachedMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// What the program has counted, summed over CPUs. Each array is indexed by its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XdpCounters {
+    /// Dropped, by [`DropReason`].
+    pub drops: [u64; DropReason::COUNT],
+    /// Left to the kernel, by [`PassReason`].
+    pub passes: [u64; PassReason::COUNT],
+    /// Delivered although bad (`verify = "count"`), by [`DropReason`].
+    pub tolerated: [u64; DropReason::COUNT],
+    /// Every packet, by [`Action`].
+    pub actions: [u64; Action::ALL.len()],
+}
+
+impl XdpCounters {
+    /// Packets dropped for `reason`.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason.index()]
+    }
+
+    /// Packets passed for `reason`.
+    pub fn passed(&self, reason: PassReason) -> u64 {
+        self.passes[reason.index()]
+    }
+
+    /// Packets that ended in `action`.
+    pub fn action(&self, action: Action) -> u64 {
+        self.actions[action as usize]
+    }
+}
+
+/// The loaded program with its maps. Dropping it detaches.
+pub struct XdpProgram {
+    // Fields drop in order: the interface is left before the maps go.
+    link: Option<XdpLink>,
+    tunnels: Bytes<40, 8>,
+    endpoints: Bytes<20, 4>,
+    networks: Bytes<24, 1>,
+    sockets: XskMap<MapData>,
+    policy: Array<MapData, [u8; 4]>,
+    drops: PerCpuArray<MapData, u64>,
+    passes: PerCpuArray<MapData, u64>,
+    tolerated: PerCpuArray<MapData, u64>,
+    actions: PerCpuArray<MapData, u64>,
+    ebpf: Ebpf,
+}
+
+impl XdpProgram {
+    /// Loads the program and fills its maps.
+    pub fn load(table: &ForwardingTable, policy: Policy) -> Result<Self, XdpError> {
+        let mut ebpf = EbpfLoader::new().load(OBJECT)?;
+        let mut program = Self {
+            link: None,
+            tunnels: take(&mut ebpf, abi::TUNNELS)?,
+            endpoints: take(&mut ebpf, abi::ENDPOINTS)?,
+            networks: take(&mut ebpf, abi::NETWORKS)?,
+            sockets: take(&mut ebpf, abi::XSKS)?,
+            policy: take(&mut ebpf, abi::POLICY)?,
+            drops: take(&mut ebpf, abi::DROPS)?,
+            passes: take(&mut ebpf, abi::PASSES)?,
+            tolerated: take(&mut ebpf, abi::TOLERATED)?,
+            actions: take(&mut ebpf, abi::ACTIONS)?,
+            ebpf,
+        };
+        program.set_policy(policy)?;
+        program.update_table(table)?;
+        program.program_mut()?.load()?;
+        Ok(program)
+    }
+
+    /// Changes the switches, from the next packet on.
+    pub fn set_policy(&mut self, policy: Policy) -> Result<(), XdpError> {
+        // The program relies on the reserved byte being zero.
+        let value: [u8; 4] = transmute!(Policy { reserved: 0, ..policy });
+        Ok(self.policy.set(0, value, 0)?)
+    }
+
+    /// Makes the maps agree with `table`. New entries go in before old ones go out.
+    pub fn update_table(&mut self, table: &ForwardingTable) -> Result<(), XdpError> {
+        let tunnels = table.entries().map(|(key, entry)| (transmute!(*key), transmute!(*entry)));
+        replace(&mut self.tunnels, tunnels)?;
+        replace(&mut self.networks, table.networks().map(|key| (transmute!(*key), [1])))?;
+        let endpoints = table.endpoints().map(|(key, entry)| (transmute!(*key), transmute!(*entry)));
+        replace(&mut self.endpoints, endpoints)
+    }
+
+    /// Attaches to an interface by name. An earlier attachment is given up first.
+    pub fn attach(&mut self, interface: &str, mode: AttachMode) -> Result<AttachedMode, XdpError> {
+        let (attached, flag) = match mode {
+            AttachMode::Auto | AttachMode::Native => (AttachedMode::Native, XdpMode::Driver),
+            AttachMode::Generic => (AttachedMode::Generic, XdpMode::Skb),
+        };
+        self.detach();
+        let program = self.program_mut()?;
+        let link = program.attach(interface, flag).and_then(|id| program.take_link(id));
+        let link = link.map_err(|error| XdpError::Attach {
+            interface: interface.to_owned(),
+            mode: attached,
+            reason: attach_reason(&error),
+        })?;
+        self.link = Some(link);
+        Ok(attached)
+    }
+
+    /// Detaches, if attached.
+    pub fn detach(&mut self) {
+        self.link = None;
+    }
+
+    /// Steers `queue` into an AF_XDP socket that is bound to this interface and queue.
+    pub fn register_socket(&mut self, queue: u32, socket: impl AsFd) -> Result<(), XdpError> {
+        Ok(self.sockets.set(queue, socket.as_fd(), 0)?)
+    }
+
+    /// Leaves `queue` to the kernel again. The kernel does the same by itself when a socket closes.
+    pub fn unregister_socket(&mut self, queue: u32) -> Result<(), XdpError> {
+        Ok(self.sockets.unset(queue)?)
+    }
+
+    /// What has been counted since loading.
+    pub fn counters(&self) -> Result<XdpCounters, XdpError> {
+        Ok(XdpCounters {
+            drops: sums(&self.drops)?,
+            passes: sums(&self.passes)?,
+            tolerated: sums(&self.tolerated)?,
+            actions: sums(&self.actions)?,
+        })
+    }
+
+    /// The kernel's program, for test runs.
+    pub fn program(&self) -> Result<&Xdp, XdpError> {
+        let program = self.ebpf.program(PROGRAM).ok_or(XdpError::Missing(PROGRAM))?;
+        Ok(program.try_into()?)
+    }
+
+    fn program_mut(&mut self) -> Result<&mut Xdp, XdpError> {
+        let program = self.ebpf.program_mut(PROGRAM).ok_or(XdpError::Missing(PROGRAM))?;
+        Ok(program.try_into()?)
+    }
+}
+
+/// Takes a map out of the object, as its type.
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, XdpError> {
+    Ok(ebpf.take_map(name).ok_or(XdpError::Missing(name))?.try_into()?)
+}
+
+/// Makes `map` hold exactly `entries`.
+fn replace<const KEY: usize, const VALUE: usize>(
+    map: &mut Bytes<KEY, VALUE>,
+    entries: impl Iterator<Item = ([u8; KEY], [u8; VALUE])>,
+) -> Result<(), XdpError>
+where
+    [u8; KEY]: Pod,
+    [u8; VALUE]: Pod,
+{
+    let mut stale: HashSet<[u8; KEY]> = map.keys().collect::<Result<_, _>>()?;
+    for (key, value) in entries {
+        stale.remove(&key);
+        map.insert(key, value, 0)?;
+    }
+    for key in stale {
+        map.remove(&key)?;
+    }
+    Ok(())
+}
+
+/// Sums each element over the CPUs.
+fn sums<const N: usize>(counters: &PerCpuArray<MapData, u64>) -> Result<[u64; N], XdpError> {
+    let mut sums = [0; N];
+    for (index, sum) in sums.iter_mut().enumerate() {
+        *sum = counters.get(&(index as u32), 0)?.iter().sum();
+    }
+    Ok(sums)
+}
+
+/// The kernel's words, with what an operator can do about the common cases.
+fn attach_reason(error: &ProgramError) -> String {
+    let text = chain(error);
+    let hint = match os_error(error) {
+        Some(libc::EBUSY) => " (another XDP program is attached: `ip link set dev … xdp off` removes it)",
+        Some(libc::EOPNOTSUPP) => " (the driver has no native XDP; `xdp = \"generic\"` works everywhere, slowly)",
+        Some(libc::EPERM) => " (CAP_NET_ADMIN and CAP_BPF are needed)",
+        Some(libc::EINVAL | libc::ERANGE) => " (often the MTU, LRO, or the number of queues)",
+        _ => "",
+    };
+    text + hint
+}
+
+/// The number of the system error at the end of an error's chain.
+fn os_error(error: &(dyn Error + 'static)) -> Option<i32> {
+    let own = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    own.or_else(|| os_error(error.source()?))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Transparent errors repeat their cause.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,229 @@
+//! Where tunnel packets arrive: one interface with its XDP program and its AF_XDP sockets.
+//!
+//! XDP is an acceleration, never a condition: with `xdp = "auto"`, what the driver or the kernel refuses costs one INFO line
+//! and the packets come through the UDP sockets instead. Asked for by name, a refusal ends the start.
+//!
+//! The order matters: attach the program, then bind sockets with their fill rings prefilled, then put them into the
+//! XSKMAP. Until then XDP passes everything to the kernel.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use netfwd_common::abi::Policy;
+use thiserror::Error;
+use tracing::info;
+
+use crate::config::{self, Queues, XdpMode};
+use crate::control::links::Link;
+use crate::control::metrics::{Scrape, XskCounts};
+use crate::datapath::table::{ForwardingTable, VerifyPolicy};
+use crate::io::ethtool;
+use crate::io::xdp::{self, AttachMode, XdpProgram};
+use crate::io::xsk::{self, BusyPoll, ChunkSize, Target, Umem, XdpStatistics};
+use crate::published::FrameGauges;
+use crate::worker::{self, BATCH};
+
+/// Entries of each RX ring and fill ring.
+const RING: u32 = 2048;
+/// Frames of one queue's UMEM: what both rings hold, and a batch in user space's hands.
+const FRAMES: u32 = 2 * RING + BATCH as u32;
+/// The kernel's and Cilium's choice for busy polling.
+const BUSY_POLL: BusyPoll = BusyPoll { microseconds: 20, budget: 64 };
+
+/// Why an underlay cannot be used as configured.
+#[derive(Debug, Error)]
+pub enum UnderlayError {
+    /// Its queues cannot be counted.
+    #[error("{interface}: cannot ask for its receive queues: {source}")]
+    Channels {
+        /// The interface.
+        interface: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The XDP program was refused.
+    #[error("{interface}: {source}")]
+    Xdp {
+        /// The interface.
+        interface: String,
+        /// What failed.
+        source: xdp::XdpError,
+    },
+    /// An AF_XDP socket was refused.
+    #[error("{interface} queue {queue}: {source}")]
+    Socket {
+        /// The interface.
+        interface: String,
+        /// The receive queue.
+        queue: u32,
+        /// What failed.
+        source: xsk::Error,
+    },
+}
+
+/// An interface, its program and its sockets.
+pub struct Underlay {
+    /// Its name.
+    pub interface: String,
+    program: Option<Arc<XdpProgram>>,
+    sockets: Vec<Watched>,
+}
+
+/// What metrics need of a socket that a worker owns.
+struct Watched {
+    queue: u32,
+    mode: &'static str,
+    statistics: OwnedFd,
+    gauges: Arc<FrameGauges>,
+}
+
+/// How many receive queues of `config`'s interface get a worker.
+pub fn queue_count(config: &config::Underlay) -> Result<u32, UnderlayError> {
+    let available = ethtool::receive_queues(&config.interface)
+        .map_err(|source| UnderlayError::Channels { interface: config.interface.clone(), source })?;
+    Ok(match config.queues {
+        Queues::All => available,
+        Queues::Count(count) => available.min(u32::from(count)),
+    })
+}
+
+/// How packets of this underlay are vetted.
+pub fn verify_policy(config: &config::Underlay) -> VerifyPolicy {
+    VerifyPolicy { verify: config.verify, accept_partial: config.accept_partial }
+}
+
+impl Underlay {
+    /// Attaches XDP as configured and opens a socket per queue; `queues` receives them, by queue.
+    pub fn open(
+        config: &config::Underlay,
+        link: &Link,
+        table: &ForwardingTable,
+        queues: &mut [Vec<worker::Queue>],
+    ) -> Result<Self, UnderlayError> {
+        let mut underlay = Self { interface: config.interface.clone(), program: None, sockets: Vec::new() };
+        let count = queue_count(config)?;
+        if config.xdp == XdpMode::Off {
+            info!("underlay {}: kernel sockets only (xdp = \"off\")", underlay.interface);
+            return Ok(underlay);
+        }
+        match underlay.accelerate(config, link, table, &mut queues[..count as usize]) {
+            Err(error) if config.xdp == XdpMode::Auto => {
+                info!("underlay {}: kernel sockets only: {error}", underlay.interface);
+                underlay.close();
+            }
+            outcome => outcome?,
+        }
+        Ok(underlay)
+    }
+
+    fn accelerate(
+        &mut self,
+        config: &config::Underlay,
+        link: &Link,
+        table: &ForwardingTable,
+        queues: &mut [Vec<worker::Queue>],
+    ) -> Result<(), UnderlayError> {
+        let failed = |source| UnderlayError::Xdp { interface: config.interface.clone(), source };
+        let policy = Policy {
+            verify: config.verify as u8,
+            accept_partial: u8::from(config.accept_partial),
+            debug: u8::from(config.debug),
+            reserved: 0,
+        };
+        let mut program = XdpProgram::load(table, policy).map_err(failed)?;
+        let wanted = if config.xdp == XdpMode::Generic { AttachMode::Generic } else { AttachMode::Native };
+        program.attach(&config.interface, wanted).map_err(failed)?;
+        let mut opened = Vec::new();
+        for queue in 0..queues.len() as u32 {
+            let socket = open_socket(config, link, queue)?;
+            program.register_socket(queue, socket.as_fd()).map_err(failed)?;
+            opened.push(socket);
+        }
+        for ((queue, socket), owner) in (0..).zip(opened).zip(queues) {
+            owner.push(self.watch(config, queue, socket)?);
+        }
+        self.program = Some(Arc::new(program));
+        info!("underlay {}: {}", self.interface, self.describe(wanted));
+        Ok(())
+    }
+
+    fn watch(
+        &mut self,
+        config: &config::Underlay,
+        queue: u32,
+        socket: xsk::Socket,
+    ) -> Result<worker::Queue, UnderlayError> {
+        let failed = |source| UnderlayError::Channels { interface: config.interface.clone(), source };
+        let statistics = socket.as_fd().try_clone_to_owned().map_err(failed)?;
+        let gauges = Arc::new(FrameGauges::default());
+        self.sockets.push(Watched { queue, mode: socket.mode().as_str(), statistics, gauges: gauges.clone() });
+        Ok(worker::Queue::new(socket, verify_policy(config), gauges))
+    }
+
+    fn describe(&self, mode: AttachMode) -> String {
+        let zero_copy = self.sockets.iter().filter(|socket| socket.mode == xsk::Mode::ZeroCopy.as_str()).count();
+        let queues = self.sockets.len();
+        format!("XDP {}, {queues} queues, {zero_copy} of them zero-copy", mode.as_str())
+    }
+
+    /// Detaches XDP: from here on packets reach the kernel's sockets.
+    pub fn close(&mut self) {
+        self.program = None;
+        self.sockets.clear();
+    }
+
+    /// The XDP program, if there is one.
+    pub fn program(&self) -> Option<&Arc<XdpProgram>> {
+        self.program.as_ref()
+    }
+
+    /// Adds what XDP and the sockets counted.
+    pub fn report(&self, scrape: &mut Scrape) {
+        if let Some(program) = &self.program {
+            match program.counters() {
+                Ok(counts) => counts.report(&self.interface, scrape),
+                Err(error) => tracing::warn!("underlay {}: XDP counters: {error}", self.interface),
+            }
+        }
+        for socket in &self.sockets {
+            socket.report(&self.interface, scrape);
+        }
+    }
+}
+
+impl Watched {
+    fn report(&self, interface: &str, scrape: &mut Scrape) {
+        let counted = XdpStatistics::read(self.statistics.as_fd()).unwrap_or_default();
+        let counts = XskCounts {
+            mode: self.mode,
+            rx_dropped: counted.rx_dropped,
+            rx_invalid_descs: counted.rx_invalid_descs,
+            tx_invalid_descs: counted.tx_invalid_descs,
+            rx_ring_full: counted.rx_ring_full,
+            rx_fill_ring_empty: counted.rx_fill_ring_empty,
+            tx_ring_empty: counted.tx_ring_empty,
+            umem_frames: &self.gauges.snapshot(),
+        };
+        counts.report(interface, self.queue, scrape);
+    }
+}
+
+fn open_socket(config: &config::Underlay, link: &Link, queue: u32) -> Result<xsk::Socket, UnderlayError> {
+    let failed = |source| UnderlayError::Socket { interface: config.interface.clone(), queue, source };
+    // Longer frames have several buffers, which XDP passes to the kernel.
+    let chunk = ChunkSize::for_mtu(link.mtu as usize, 0).unwrap_or(ChunkSize::FourKiB);
+    let umem = Umem::new(chunk, 0, FRAMES).map_err(failed)?;
+    let options = xsk::Options {
+        rx_size: RING,
+        fill_size: RING,
+        zero_copy: match config.zero_copy {
+            config::ZeroCopy::Auto => xsk::ZeroCopy::Auto,
+            config::ZeroCopy::Require => xsk::ZeroCopy::Require,
+            config::ZeroCopy::Off => xsk::ZeroCopy::Off,
+        },
+        busy_poll: config.busy_poll.then_some(BUSY_POLL),
+        ..xsk::Options::default()
+    };
+    xsk::Socket::bind(umem, Target { ifindex: link.index, queue }, &options).map_err(failed)
+}

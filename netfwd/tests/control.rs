@@ -1,0 +1,122 @@
+//! The control thread from outside: its endpoint over real sockets, and what ends it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netfwd::control::health::Health;
+use netfwd::control::metrics::Metrics;
+use netfwd::control::{Control, Stop, StopNotice};
+use netfwd::datapath::table::ForwardingTable;
+use rustix::process::{Signal, getpid, kill_process};
+
+/// A signal reaches every control thread of the process, so these tests take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Daemon {
+    address: SocketAddr,
+    health: Arc<Health>,
+    notice: StopNotice,
+    thread: thread::JoinHandle<Stop>,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (health, notice) = (Arc::new(Health::default()), StopNotice::default());
+        let mut control = Control::start().expect("a runtime");
+        let (served_health, served_notice) = (health.clone(), notice.clone());
+        let metrics = Metrics::new(&ForwardingTable::default());
+        let thread = thread::spawn(move || control.serve(listener, metrics, served_health, &served_notice));
+        Self { address, health, notice, thread }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("settable");
+        stream
+    }
+
+    /// The whole response to a GET.
+    fn get(&self, path: &str) -> String {
+        let mut stream = self.connect();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).expect("it answers");
+        response
+    }
+
+    fn end(self) -> Stop {
+        self.thread.join().expect("it does not panic")
+    }
+}
+
+#[test]
+fn metrics_are_served_as_prometheus_text() {
+    let _turn = turn();
+    let daemon = Daemon::start();
+    let response = daemon.get("/metrics");
+    let (head, body) = response.split_once("\r\n\r\n").expect("a header");
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    assert!(body.contains("\nnetfwd_build_info{version="), "{body}");
+    assert!(daemon.get("/").starts_with("HTTP/1.1 404"));
+    daemon.notice.fail("enough");
+    assert_eq!(daemon.end(), Stop::Failure("enough".to_owned()));
+}
+
+#[test]
+fn health_follows_the_workers() {
+    let _turn = turn();
+    let daemon = Daemon::start();
+    let heartbeat = daemon.health.add_worker("0");
+    let healthy = daemon.get("/healthz");
+    assert!(healthy.starts_with("HTTP/1.1 200 OK") && healthy.ends_with("\r\n\r\nok\n"), "{healthy}");
+    drop(heartbeat);
+    let ill = daemon.get("/healthz");
+    assert!(ill.starts_with("HTTP/1.1 503") && ill.ends_with("worker 0 has ended\n"), "{ill}");
+    daemon.notice.fail("enough");
+    daemon.end();
+}
+
+#[test]
+fn a_signal_ends_it_at_once_though_a_client_dawdles() {
+    let _turn = turn();
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let daemon = Daemon::start();
+        let mut dawdler = daemon.connect();
+        dawdler.write_all(b"GET /metrics HTTP/1.1\r\n").expect("it reads");
+        // The other connection has been served, so the dawdler's is open.
+        assert!(daemon.get("/healthz").starts_with("HTTP/1.1 200"));
+        let start = Instant::now();
+        kill_process(getpid(), signal).expect("our own process");
+        assert_eq!(daemon.end(), Stop::Signal(name));
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn a_signal_during_set_up_is_not_lost() {
+    let _turn = turn();
+    let mut control = Control::start().expect("a runtime");
+    kill_process(getpid(), Signal::TERM).expect("our own process");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let metrics = Metrics::new(&ForwardingTable::default());
+    let stop = control.serve(listener, metrics, Arc::default(), &StopNotice::default());
+    assert_eq!(stop, Stop::Signal("SIGTERM"));
+}
+
+#[test]
+fn the_loopback_interface_is_listed_with_its_address() {
+    let _turn = turn();
+    let links = Control::start().and_then(|control| control.links()).expect("netlink answers");
+    let lo = links.iter().find(|link| link.name == "lo").expect("every namespace has one");
+    assert!(lo.mtu >= 1280 && lo.vxlan_port.is_none(), "{lo:?}");
+}

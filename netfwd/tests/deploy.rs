@@ -1,0 +1,86 @@
+//! What `deploy/` offers is true: the examples are valid, and alerts and dashboard name metrics that exist.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use netfwd::config::Config;
+use netfwd::control::metrics::Family;
+use netfwd_common::reason::DropReason;
+use prometheus::proto::MetricType;
+
+fn deploy(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file)
+}
+
+fn text(file: &str) -> String {
+    std::fs::read_to_string(deploy(file)).expect("a file of the repository")
+}
+
+/// Everything in `text` that looks like one of our metrics.
+fn metric_names(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("netfwd_")).collect()
+}
+
+fn exported() -> BTreeSet<String> {
+    let names = Family::ALL.iter().flat_map(|family| match family.kind() {
+        MetricType::HISTOGRAM => {
+            ["_bucket", "_sum", "_count"].map(|suffix| format!("{}{suffix}", family.name())).to_vec()
+        }
+        _ => vec![family.name().to_owned()],
+    });
+    names.collect()
+}
+
+#[test]
+fn the_examples_are_valid() {
+    for entry in std::fs::read_dir(deploy("examples")).expect("a directory of the repository") {
+        let file = entry.expect("readable").path();
+        if let Err(errors) = Config::load(&file) {
+            panic!("{errors}");
+        }
+    }
+}
+
+#[test]
+fn alerts_and_dashboard_name_metrics_that_exist() {
+    let exported = exported();
+    for file in ["alerts.yml", "dashboard.json"] {
+        let text = text(file);
+        let names = metric_names(&text);
+        assert!(names.len() > 5, "{file}: {names:?}");
+        for name in names {
+            assert!(exported.contains(name), "{file}: {name} is not exported");
+        }
+    }
+}
+
+#[test]
+fn alerts_name_drop_reasons_that_exist() {
+    let text = text("alerts.yml");
+    for reason in ["partial_checksum", "unknown_vni", "remote_not_allowed", "inner_source_denied"] {
+        assert!(text.contains(reason) && DropReason::ALL.iter().any(|known| known.as_str() == reason), "{reason}");
+    }
+}
+
+#[test]
+fn the_dashboard_is_json() {
+    let dashboard: serde_json::Value = serde_json::from_str(&text("dashboard.json")).expect("JSON");
+    assert_eq!(dashboard["panels"].as_array().map(Vec::len), Some(8));
+}
+
+#[test]
+fn promtool_accepts_the_alerts() {
+    let output = Command::new("promtool")
+        .args(["check", "rules", "--lint-fatal"])
+        .arg(deploy("alerts.yml"))
+        .output()
+        .expect("promtool must be installed to run this test (Debian: prometheus)");
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
