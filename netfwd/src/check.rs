@@ -26,7 +26,7 @@ pub fn check(config: &Config) -> Result<String, CheckError> {
     if let Err(problems) = preflight::privileges(config) {
         for problem in problems.0 {
             // Writing to a String cannot fail.
-            let _ = writeln!(summary, "not checked, since this user cannot run it: {problem}");
+            let _ = writeln!(summary, "note: run would stop here with: {problem}");
         }
     }
     Ok(summary)

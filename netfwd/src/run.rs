@@ -128,7 +128,7 @@ impl Gateway {
             endpoints,
             devices,
             sender: UdpSender::new(pools.clone()),
-            ingress: Ingress::new(&gro),
+            ingress: Ingress::new(&gro, VerifyPolicy::default()),
             egress: Egress::new(seed),
             counters: Arc::new(Counters::new(table.tunnels().len())),
             busy_poll,
@@ -279,7 +279,8 @@ fn open_endpoints(
         let sockets = ReceiveSocket::bind_group(&ReceiveOptions { local: address, udp6_zero_checksum_rx }, workers)?;
         let verify = verify_policy(config, links, tunnel.local);
         for (owner, socket) in by_worker.iter_mut().zip(sockets) {
-            owner.push(Endpoint { socket, local: tunnel.local, port: tunnel.port, verify });
+            let local = address_bytes(tunnel.local);
+            owner.push(Endpoint { socket, local, port: tunnel.port, verify });
         }
     }
     Ok(by_worker)

@@ -19,7 +19,7 @@ use crate::control::links::Link;
 use crate::control::metrics::{Scrape, XskCounts};
 use crate::datapath::table::{ForwardingTable, VerifyPolicy};
 use crate::io::ethtool;
-use crate::io::xdp::{self, AttachMode, XdpProgram};
+use crate::io::xdp::{self, AttachMode, AttachedMode, XdpProgram};
 use crate::io::xsk::{self, BusyPoll, ChunkSize, Target, Umem, XdpStatistics};
 use crate::published::FrameGauges;
 use crate::worker::{self, BATCH};
@@ -133,7 +133,7 @@ impl Underlay {
         };
         let mut program = XdpProgram::load(table, policy).map_err(failed)?;
         let wanted = if config.xdp == XdpMode::Generic { AttachMode::Generic } else { AttachMode::Native };
-        program.attach(&config.interface, wanted).map_err(failed)?;
+        let attached = program.attach(&config.interface, wanted).map_err(failed)?;
         let mut opened = Vec::new();
         for queue in 0..queues.len() as u32 {
             let socket = open_socket(config, link, queue)?;
@@ -144,7 +144,7 @@ impl Underlay {
             owner.push(self.watch(config, queue, socket)?);
         }
         self.program = Some(Arc::new(program));
-        info!("underlay {}: {}", self.interface, self.describe(wanted));
+        info!("underlay {}: {}", self.interface, self.describe(attached));
         Ok(())
     }
 
@@ -161,10 +161,10 @@ impl Underlay {
         Ok(worker::Queue::new(socket, verify_policy(config), gauges))
     }
 
-    fn describe(&self, mode: AttachMode) -> String {
+    fn describe(&self, mode: AttachedMode) -> String {
         let zero_copy = self.sockets.iter().filter(|socket| socket.mode == xsk::Mode::ZeroCopy.as_str()).count();
         let queues = self.sockets.len();
-        format!("XDP {}, {queues} queues, {zero_copy} of them zero-copy", mode.as_str())
+        format!("XDP {mode}, {queues} queues, {zero_copy} of them zero-copy")
     }
 
     /// Detaches XDP: from here on packets reach the kernel's sockets.

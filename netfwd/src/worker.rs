@@ -18,7 +18,8 @@ use crate::datapath::ingress::{Ingress, Origin, Received};
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::seam::{FrameSink, OverlayFrame};
 use crate::datapath::stats::Counters;
-use crate::datapath::table::{ForwardingTable, VerifyPolicy};
+use crate::datapath::table::{ForwardingTable, VerifyPolicy, address_bytes};
+use crate::datapath::tunnel::decap::SocketOrigin;
 use crate::io::tun::{READ_LEN, TunQueue};
 use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
 use crate::io::udp_send::UdpSender;
@@ -214,10 +215,11 @@ impl Worker {
             .batch
             .iter_mut()
             .map(|frame| Received { bytes: frame.bytes, origin: Origin::Xdp { metadata: frame.metadata } });
-        let mut learn = |tunnel, mac: &_, remote| {
-            fdbs.learn(tunnel, mac, remote, now_seconds);
+        let mut learn = |tunnel, mac, remote| {
+            fdbs.learn(tunnel, &mac, remote, now_seconds);
         };
-        ingress.run(table, queue.verify, &mut learn, counters, received, devices);
+        ingress.set_policy(queue.verify);
+        ingress.run(table, &mut learn, counters, received, devices);
         queue.socket.release(&mut queue.batch);
         queue.gauges.publish(queue.socket.frame_counts());
     }
@@ -233,12 +235,18 @@ impl Worker {
         let Ok(batch) = endpoint.socket.receive(&mut self.buffers) else { return };
         let received = batch.map(|datagram| Received {
             bytes: datagram.payload,
-            origin: Origin::Socket { local, port, remote: datagram.remote, ecn: datagram.tos & 3 },
+            origin: Origin::Socket(SocketOrigin {
+                local,
+                port,
+                remote: address_bytes(datagram.remote),
+                ecn: datagram.tos & 3,
+            }),
         });
-        let mut learn = |tunnel, mac: &_, remote| {
-            fdbs.learn(tunnel, mac, remote, now_seconds);
+        let mut learn = |tunnel, mac, remote| {
+            fdbs.learn(tunnel, &mac, remote, now_seconds);
         };
-        ingress.run(table, endpoint.verify, &mut learn, counters, received, devices);
+        ingress.set_policy(endpoint.verify);
+        ingress.run(table, &mut learn, counters, received, devices);
         counters.udp_receive_drops.add(endpoint.socket.drops() - dropped_before);
     }
 

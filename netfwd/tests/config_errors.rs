@@ -111,11 +111,11 @@ fn addresses_are_hosts_of_one_family() {
         (local("\"239.1.1.1\""), "gw.toml:8: tunnel.local: 239.1.1.1 is a multicast address: only unicast works here"),
         (
             local("\"::ffff:10.9.0.2\""),
-            "gw.toml:8: tunnel.local: ::ffff:10.9.0.2 is an IPv4 address in disguise; \"10.9.0.2\" would be right",
+            "gw.toml:8: tunnel.local: ::ffff:10.9.0.2 is an IPv4 address in disguise: write \"10.9.0.2\"",
         ),
         (
             local("\"fe80::1\""),
-            "gw.toml:8: tunnel.local: fe80::1 is link-local; a global or unique local address would be right",
+            "gw.toml:8: tunnel.local: fe80::1 is link-local, which says nothing without an interface: use a global or unique local one",
         ),
         (remotes("[]"), "gw.toml:9: tunnel.remotes: is empty, so nobody may send: name at least one remote"),
         (

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use netfwd::control::health::Health;
 use netfwd::control::metrics::Metrics;
 use netfwd::control::{Control, Stop, StopNotice};
-use netfwd::datapath::table::ForwardingTable;
+use netfwd::datapath::table::{ForwardingTable, Tunnel};
+use netfwd_common::abi::TunnelKind;
 use rustix::process::{Signal, getpid, kill_process};
 
 /// A signal reaches every control thread of the process, so these tests take turns.
@@ -27,12 +28,16 @@ struct Daemon {
 
 impl Daemon {
     fn start() -> Self {
+        Self::with_tunnels(Vec::new())
+    }
+
+    fn with_tunnels(tunnels: Vec<Tunnel>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (health, notice) = (Arc::new(Health::default()), StopNotice::default());
         let mut control = Control::start().expect("a runtime");
         let (served_health, served_notice) = (health.clone(), notice.clone());
-        let metrics = Metrics::new(&ForwardingTable::default());
+        let metrics = Metrics::new(&ForwardingTable::new(tunnels));
         let thread = thread::spawn(move || control.serve(listener, metrics, served_health, &served_notice));
         Self { address, health, notice, thread }
     }
@@ -70,6 +75,33 @@ fn metrics_are_served_as_prometheus_text() {
     assert!(daemon.get("/").starts_with("HTTP/1.1 404"));
     daemon.notice.fail("enough");
     assert_eq!(daemon.end(), Stop::Failure("enough".to_owned()));
+}
+
+/// Every machine has the device `lo`, and it is up.
+#[test]
+fn a_scrape_asks_the_kernel_for_the_devices() {
+    let _turn = turn();
+    let tunnel = |name: &str| Tunnel {
+        name: name.to_owned(),
+        kind: TunnelKind::Vxlan,
+        vni: 7,
+        local: [10, 9, 0, 2].into(),
+        port: 4789,
+        remotes: vec![[10, 9, 0, 1].into()],
+        learning: true,
+        static_macs: Vec::new(),
+        routes: Vec::new(),
+        mtu: 1450,
+        udp_checksum: false,
+        udp6_zero_checksum_rx: false,
+        dscp: 0,
+    };
+    let daemon = Daemon::with_tunnels(vec![tunnel("lo"), tunnel("nosuch0")]);
+    let response = daemon.get("/metrics");
+    assert!(response.contains(r#"netfwd_tunnel_up{tunnel="lo",kind="vxlan"} 1"#), "{response}");
+    assert!(response.contains(r#"netfwd_tunnel_up{tunnel="nosuch0",kind="vxlan"} 0"#), "{response}");
+    daemon.notice.fail("enough");
+    daemon.end();
 }
 
 #[test]

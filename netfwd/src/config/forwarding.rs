@@ -44,15 +44,19 @@ impl Tunnel {
 }
 
 impl Config {
-    /// The table, with each tunnel's MTU from `mtu`: the configured one or what its underlay leaves.
-    pub fn forwarding_table(&self, mtu: impl Fn(&Tunnel) -> u16) -> ForwardingTable {
-        ForwardingTable::new(self.tunnels.iter().map(|tunnel| tunnel.resolved(mtu(tunnel))).collect())
+    /// The table; `mtus` are the device MTUs in the tunnels' order, as preflight found them.
+    pub fn forwarding_table(&self, mtus: &[u16]) -> ForwardingTable {
+        debug_assert_eq!(mtus.len(), self.tunnels.len());
+        ForwardingTable::new(self.tunnels.iter().zip(mtus).map(|(tunnel, &mtu)| tunnel.resolved(mtu)).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::datapath::packet::RemoteIndex;
 
     #[test]
     fn overhead_is_what_the_headers_add_up_to() {
@@ -60,5 +64,56 @@ mod tests {
         let v6 = "fd00::2".parse().unwrap();
         let all = [TunnelKind::Vxlan, TunnelKind::VxlanGpe].map(|kind| (overhead(kind, v4), overhead(kind, v6)));
         assert_eq!(all, [(50, 70), (36, 56)]);
+    }
+
+    const TUNNELS: &str = r#"
+        underlay = [{ interface = "eth0" }]
+
+        [[tunnel]]
+        name = "vx6"
+        kind = "vxlan"
+        vni = 6
+        local = "fd00::2"
+        remotes = ["fd00::1", "fd00::3"]
+        udp6_zero_checksum_rx = true
+        [[tunnel.fdb]]
+        mac = "02:00:00:00:00:0a"
+        remote = "fd00::3"
+
+        [[tunnel]]
+        name = "gpe8"
+        kind = "vxlan-gpe"
+        vni = 8
+        local = "10.9.0.2"
+        remotes = ["10.9.0.1"]
+        [[tunnel.route]]
+        prefix = "10.20.0.0/16"
+        remote = "10.9.0.1"
+    "#;
+
+    fn table(text: &str) -> ForwardingTable {
+        Config::parse(text, Path::new("gw.toml")).expect("valid").forwarding_table(&[1430, 1464])
+    }
+
+    #[test]
+    fn tunnels_keep_their_order_and_get_their_mtu() {
+        let table = table(TUNNELS);
+        let tunnels: Vec<_> = table.tunnels().iter().map(|tunnel| (tunnel.name.as_str(), tunnel.mtu)).collect();
+        assert_eq!(tunnels, [("vx6", 1430), ("gpe8", 1464)]);
+        assert_eq!((table.entries().count(), table.endpoints().count()), (3, 2));
+    }
+
+    #[test]
+    fn static_entries_and_routes_point_at_their_remote() {
+        let table = table(TUNNELS);
+        assert_eq!(table.tunnels()[0].static_macs, [([2, 0, 0, 0, 0, 10], RemoteIndex(1))]);
+        assert_eq!(table.tunnels()[1].routes, [("10.20.0.0/16".parse().expect("a prefix"), RemoteIndex(0))]);
+    }
+
+    #[test]
+    fn a_checksum_is_sent_over_ipv6_unless_zero_is_asked_for() {
+        let sends = |text: &str| table(text).tunnels().iter().map(|tunnel| tunnel.udp_checksum).collect::<Vec<_>>();
+        assert_eq!(sends(TUNNELS), [true, false]);
+        assert_eq!(sends(&TUNNELS.replace("zero_checksum_rx", "zero_checksum_tx")), [false, false]);
     }
 }

@@ -71,19 +71,22 @@ pub fn unicast(value: &Value<'_>) -> Parsed<IpAddr> {
             format!("\"{text}\" is not an IP address; expected one such as \"10.9.0.2\" or \"fd00::2\""),
         );
     };
-    let refused = match address {
-        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address".to_owned()),
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("link-local; a global or unique local address".to_owned()),
-        IpAddr::V6(v6) => v6.to_ipv4_mapped().map(|v4| format!("an IPv4 address in disguise; \"{v4}\"")),
-        IpAddr::V4(_) => None,
-    };
-    match refused {
-        _ if address.is_unspecified() => fault(value, format!("{address} is no host's address: name the one to use")),
-        _ if address.is_multicast() => {
-            fault(value, format!("{address} is a multicast address: only unicast works here"))
-        }
-        Some(what) => fault(value, format!("{address} is {what} would be right")),
+    match why_no_host(address) {
+        Some(why) => fault(value, format!("{address} is {why}")),
         None => Ok(address),
+    }
+}
+
+fn why_no_host(address: IpAddr) -> Option<String> {
+    match address {
+        _ if address.is_unspecified() => Some("no host's address: name the one to use".to_owned()),
+        _ if address.is_multicast() => Some("a multicast address: only unicast works here".to_owned()),
+        IpAddr::V4(v4) => v4.is_broadcast().then(|| "the broadcast address: only unicast works here".to_owned()),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            Some("link-local, which says nothing without an interface: use a global or unique local one".to_owned())
+        }
+        // In the maps that XDP reads it would be the same as the IPv4 address.
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map(|v4| format!("an IPv4 address in disguise: write \"{v4}\"")),
     }
 }
 

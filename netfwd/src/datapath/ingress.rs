@@ -70,6 +70,11 @@ impl Ingress {
         }
     }
 
+    /// Vets by `policy` from the next batch on: underlays may differ.
+    pub fn set_policy(&mut self, policy: VerifyPolicy) {
+        self.policy = policy;
+    }
+
     /// Takes one receive batch through to the sink.
     ///
     /// `learn` is told of inner source addresses on learning L2 tunnels, at most once in a while per address and batch.

@@ -97,6 +97,17 @@ pub struct XdpCounters {
     pub actions: [u64; Action::ALL.len()],
 }
 
+impl Default for XdpCounters {
+    fn default() -> Self {
+        Self {
+            drops: [0; DropReason::COUNT],
+            passes: [0; PassReason::COUNT],
+            tolerated: [0; DropReason::COUNT],
+            actions: [0; Action::ALL.len()],
+        }
+    }
+}
+
 impl XdpCounters {
     /// Packets dropped for `reason`.
     pub fn dropped(&self, reason: DropReason) -> u64 {

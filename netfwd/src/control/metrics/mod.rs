@@ -16,7 +16,6 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 
 use super::links::Link;
-use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::{Counters, Proto, SEGMENT_BUCKETS, TunnelCounters};
 use crate::datapath::table::ForwardingTable;
 
@@ -28,7 +27,7 @@ mod source;
 pub use drops::can_occur;
 pub use family::Family;
 pub use scrape::Scrape;
-pub use source::{Source, XdpCounts, XskCounts};
+pub use source::{Source, XskCounts};
 
 /// Everything that is asked at a scrape.
 pub struct Metrics {
@@ -114,8 +113,8 @@ impl Metrics {
 
     fn scrape_worker(&self, worker: &str, counters: &Counters, scrape: &mut Scrape) {
         scrape_defects(counters, scrape);
-        for (index, tunnel) in self.tunnels.iter().enumerate() {
-            scrape_tunnel(&tunnel.name, counters.tunnel(TunnelIndex(index as u16)), scrape);
+        for (labels, tunnel) in self.tunnels.iter().zip(&counters.tunnels) {
+            scrape_tunnel(&labels.name, tunnel, scrape);
         }
         for (reason, count) in FlushReason::ALL.iter().zip(&counters.gro_flush) {
             scrape.add(Family::GroFlush, &[reason.as_str()], count.get());

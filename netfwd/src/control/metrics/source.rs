@@ -7,6 +7,7 @@ use super::drops::TOLERABLE;
 use super::family::Family;
 use super::scrape::Scrape;
 use crate::datapath::stats::Direction;
+use crate::io::xdp::XdpCounters;
 
 /// Something that is asked at every scrape, on the control thread.
 pub trait Source: Send + Sync {
@@ -20,31 +21,7 @@ impl<F: Fn(&mut Scrape) + Send + Sync> Source for F {
     }
 }
 
-/// What the XDP program of one interface has counted, summed over CPUs.
-#[derive(Clone, Copy, Debug)]
-pub struct XdpCounts {
-    /// By [`Action`].
-    pub actions: [u64; Action::ALL.len()],
-    /// By [`DropReason`].
-    pub drops: [u64; DropReason::COUNT],
-    /// By [`PassReason`].
-    pub passes: [u64; PassReason::COUNT],
-    /// By [`DropReason`]: let through by policy.
-    pub tolerated: [u64; DropReason::COUNT],
-}
-
-impl Default for XdpCounts {
-    fn default() -> Self {
-        Self {
-            actions: [0; Action::ALL.len()],
-            drops: [0; DropReason::COUNT],
-            passes: [0; PassReason::COUNT],
-            tolerated: [0; DropReason::COUNT],
-        }
-    }
-}
-
-impl XdpCounts {
+impl XdpCounters {
     /// Adds the counts of `interface`.
     pub fn report(&self, interface: &str, scrape: &mut Scrape) {
         for (action, count) in Action::ALL.into_iter().zip(self.actions) {

@@ -8,6 +8,7 @@ use netfwd_common::reason::{DropReason, Stage};
 use prometheus::{Registry, TextEncoder};
 
 use super::*;
+use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::Direction;
 use crate::datapath::table::Tunnel;
 
@@ -44,7 +45,7 @@ fn metrics(workers: usize) -> (Metrics, Vec<Arc<Counters>>) {
         metrics.add_worker(index.to_string(), counters.clone());
     }
     metrics.add_source(|scrape: &mut Scrape| {
-        XdpCounts::default().report("eth0", scrape);
+        XdpCounters::default().report("eth0", scrape);
         let umem_frames = [("fill", 2048), ("free", 2048)];
         XskCounts { mode: "copy", umem_frames: &umem_frames, ..Default::default() }.report("eth0", 0, scrape);
         scrape.add(Family::FdbEntries, &["vx7"], 3);
@@ -103,7 +104,7 @@ fn drops_of_xdp_and_of_workers_are_one_family() {
         counters.drops.add(Direction::Ingress, Stage::Vet, DropReason::InnerL4Checksum, 2);
     }
     metrics.add_source(|scrape: &mut Scrape| {
-        let mut counts = XdpCounts::default();
+        let mut counts = XdpCounters::default();
         counts.drops[DropReason::InnerL4Checksum.index()] = 5;
         counts.report("eth1", scrape);
     });
