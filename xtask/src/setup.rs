@@ -145,13 +145,19 @@ impl Missing {
     }
 }
 
-/// A rustup nightly that can build `core` itself.
+/// A rustup nightly that can build `core` itself. Looked up on disk, since asking rustup takes longer than all the rest.
 fn has_nightly_with_source() -> bool {
-    let home = env::var_os("RUSTUP_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".rustup")));
-    let toolchains = home.and_then(|home| fs::read_dir(home.join("toolchains")).ok()).into_iter().flatten().flatten();
+    let rustup = env::var_os("RUSTUP_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".rustup")));
+    let toolchains = rustup.and_then(|home| fs::read_dir(home.join("toolchains")).ok()).into_iter().flatten().flatten();
     toolchains
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("nightly"))
-        .any(|entry| entry.path().join("lib/rustlib/src/rust/library/core").exists())
+        .filter(|entry| is_nightly(&entry.file_name().to_string_lossy()))
+        .any(|entry| entry.path().join("lib/rustlib/src/rust/library/Cargo.lock").exists())
+}
+
+/// The toolchain that `rustup run nightly` means, `nightly-<host>`, and not one of a date.
+fn is_nightly(name: &str) -> bool {
+    let host = name.strip_prefix("nightly-");
+    host.is_some_and(|host| host.starts_with(|character: char| character.is_ascii_alphabetic()))
 }
 
 /// Debian's compiler, its cargo and its `core` for BPF.
@@ -225,4 +231,37 @@ pub fn check_components() -> Result<()> {
         bail!("the toolchain lacks {0}: rustup component add {0}", missing.join(" "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: Missing =
+        Missing { compiler: false, llvm: false, linker: false, programs: Vec::new(), promtool: false };
+
+    #[test]
+    fn a_nightly_of_a_date_is_not_the_nightly() {
+        assert!(is_nightly("nightly-x86_64-unknown-linux-gnu"));
+        assert!(!is_nightly("nightly-2026-01-01-x86_64-unknown-linux-gnu"));
+        assert!(!is_nightly("stable-x86_64-unknown-linux-gnu"));
+    }
+
+    #[test]
+    fn what_is_missing_is_said_in_one_line() {
+        let missing = Missing { compiler: true, llvm: true, linker: true, programs: vec!["ethtool"], promtool: true };
+        let summary = missing.summary();
+        assert_eq!(summary.lines().count(), 1);
+        for word in ["rustc-web", "llvm-22-dev", "bpf-linker", "ethtool", "prometheus"] {
+            assert!(summary.contains(word), "{word} is not in: {summary}");
+        }
+    }
+
+    #[test]
+    fn advice_can_be_typed() {
+        let advice = Missing { linker: true, llvm: true, ..NOTHING }.advice();
+        assert!(advice.contains("apt-get install --no-install-recommends llvm-22-dev"), "{advice}");
+        assert!(advice.contains("LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker"), "{advice}");
+        assert!(!advice.contains("rust-src"), "{advice}");
+    }
 }

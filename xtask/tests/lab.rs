@@ -73,6 +73,24 @@ fn the_peer_looks_like_a_wire() {
     assert_eq!(longest.max(), Some(1500), "{text}");
 }
 
+/// The kernel verifies too, so flipped bits cost packets and never reach a socket.
+#[test]
+fn a_bad_cable_flips_bits_that_checksums_notice() {
+    if !root_or_skip() {
+        return;
+    }
+    let options = Options { flip_every: Some(100), ..Options::default() };
+    let lab = Lab::with(options).unwrap();
+    let _gateway = lab.kernel_gateway().unwrap();
+    let address = lab.server_address(Family::V4);
+    let load = udp::Load::of_datagrams(udp::Sizes::Mixed(vec![1200, 1000]), 5000, 0.2);
+    let report = udp::run(&lab.peer, &lab.server, address, &load).unwrap();
+    let flips = lab.wire.as_ref().unwrap().flips();
+    assert!(report.faithful() && flips == 50 && report.lost() == flips, "{flips} flips, {report:?}");
+    let report = tcp::run(&lab.peer, &lab.server, address, tcp::Load::of_bytes(2, 4 * MIB)).unwrap();
+    assert!(report.intact() && lab.wire.as_ref().unwrap().flips() > flips, "{report:?}");
+}
+
 #[test]
 fn requests_are_answered_through_the_tunnel() {
     if !root_or_skip() {

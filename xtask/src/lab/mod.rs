@@ -19,6 +19,7 @@ mod namespace;
 mod netfwd;
 mod process;
 mod tunnel;
+mod wire;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -33,12 +34,16 @@ pub use namespace::Namespace;
 pub use netfwd::{Config, METRICS_ADDRESS, Netfwd};
 pub use process::{Process, output};
 pub use tunnel::{Family, Side, Tunnel, TunnelKind};
+pub use wire::Wire;
 
 /// The underlay device's name in peer and gateway.
 pub const UNDERLAY: &str = "under0";
 /// The LAN device's name in gateway and server.
 pub const LAN: &str = "lan0";
 
+/// What a network card may do for the kernel on sending.
+const NO_OFFLOADS: &str =
+    "tx off tso off tx-udp-segmentation off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off";
 const PEER_HOST: u8 = 1;
 const GATEWAY_HOST: u8 = 2;
 const LAN4: &str = "10.20.0.0/24";
@@ -68,11 +73,13 @@ pub struct Options {
     pub underlay_mtu: u32,
     /// Receive and transmit queues of the underlay devices.
     pub queues: u32,
+    /// A bad cable: one bit flipped in every n-th tunnel datagram on its way to the gateway.
+    pub flip_every: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tunnels: vec![Tunnel::vxlan("vx7", 7)], underlay_mtu: 1500, queues: 1 }
+        Self { tunnels: vec![Tunnel::vxlan("vx7", 7)], underlay_mtu: 1500, queues: 1, flip_every: None }
     }
 }
 
@@ -92,6 +99,9 @@ pub struct Lab {
     pub gateway: Namespace,
     /// A host behind the gateway.
     pub server: Namespace,
+    /// The bad cable, if there is one; it ends before its namespace.
+    pub wire: Option<Wire>,
+    middle: Option<Namespace>,
     options: Options,
     directory: PathBuf,
     keep: bool,
@@ -123,16 +133,22 @@ impl Lab {
 
     fn build(options: Options, [peer, gateway, server]: [&str; 3], directory: PathBuf) -> Result<Self> {
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        let lab = Self {
+        let mut lab = Self {
             peer: Namespace::create(peer)?,
             gateway: Namespace::create(gateway)?,
             server: Namespace::create(server)?,
+            wire: None,
+            middle: None,
             options,
             directory,
             keep: false,
         };
         lab.set_parameters()?;
-        lab.connect_underlay()?;
+        match lab.options.flip_every {
+            None => lab.connect((&lab.peer, UNDERLAY), (&lab.gateway, UNDERLAY), &lab.underlay_link())?,
+            Some(every) => lab.connect_by_wire(every)?,
+        }
+        lab.configure_underlay()?;
         lab.connect_lan()?;
         for (index, tunnel) in lab.options.tunnels.iter().enumerate() {
             tunnel.add_device(Side::Peer, &lab.peer, lab.options.underlay_mtu, index == 0)?;
@@ -202,10 +218,27 @@ impl Lab {
         self.gateway.sysctl("net.ipv6.conf.all.forwarding", 1)
     }
 
-    fn connect_underlay(&self) -> Result<()> {
+    /// Link options of the underlay's devices.
+    fn underlay_link(&self) -> String {
         let Options { underlay_mtu: mtu, queues, .. } = self.options;
-        let ends = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
-        self.connect(&self.peer, &self.gateway, UNDERLAY, &ends)?;
+        format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}")
+    }
+
+    fn connect_by_wire(&mut self, every: u64) -> Result<()> {
+        let middle = Namespace::create(&format!("{}-wire", self.gateway.name().trim_end_matches("-gw")))?;
+        middle.sysctl("net.ipv6.conf.default.disable_ipv6", 1)?;
+        let options = self.underlay_link();
+        self.connect((&self.peer, UNDERLAY), (&middle, wire::PEER_END), &options)?;
+        self.connect((&middle, wire::GATEWAY_END), (&self.gateway, UNDERLAY), &options)?;
+        // A packet socket takes frames as they are: nothing may be left for a device to finish.
+        self.gateway.exec(&format!("ethtool -K {UNDERLAY} {NO_OFFLOADS}"))?;
+        let ports = self.options.tunnels.iter().map(|tunnel| tunnel.port).collect();
+        self.wire = Some(Wire::start(&middle, every, ports)?);
+        self.middle = Some(middle);
+        Ok(())
+    }
+
+    fn configure_underlay(&self) -> Result<()> {
         for (namespace, host) in [(&self.peer, PEER_HOST), (&self.gateway, GATEWAY_HOST)] {
             let (v4, v6) = (underlay_address(Family::V4, host), underlay_address(Family::V6, host));
             namespace.ip(&format!("address add {v4}/24 dev {UNDERLAY}"))?;
@@ -214,14 +247,12 @@ impl Lab {
             namespace.exec(&format!("ethtool -K {UNDERLAY} gro on"))?;
         }
         // With nothing left to the device, the kernel finishes inner and outer checksums and cuts superframes itself.
-        self.peer.exec(&format!(
-            "ethtool -K {UNDERLAY} tx off tso off tx-udp-segmentation off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off"
-        ))?;
+        self.peer.exec(&format!("ethtool -K {UNDERLAY} {NO_OFFLOADS}"))?;
         Ok(())
     }
 
     fn connect_lan(&self) -> Result<()> {
-        self.connect(&self.gateway, &self.server, LAN, "")?;
+        self.connect((&self.gateway, LAN), (&self.server, LAN), "")?;
         for (namespace, host) in [(&self.gateway, 1), (&self.server, 2)] {
             namespace.ip(&format!("address add 10.20.0.{host}/24 dev {LAN}"))?;
             namespace.ip(&format!("address add fd20::{host}/64 dev {LAN} nodad"))?;
@@ -232,14 +263,13 @@ impl Lab {
         Ok(())
     }
 
-    /// A veth pair with one name at both ends, both up.
-    fn connect(&self, one: &Namespace, two: &Namespace, device: &str, options: &str) -> Result<()> {
-        let (one_name, two_name) = (one.name(), two.name());
-        let add = format!(
-            "link add {device} netns {one_name} {options} type veth peer name {device} netns {two_name} {options}"
-        );
+    /// A veth pair, both ends up.
+    fn connect(&self, one: (&Namespace, &str), two: (&Namespace, &str), options: &str) -> Result<()> {
+        let end =
+            |(namespace, device): (&Namespace, &str)| format!("name {device} netns {} {options}", namespace.name());
+        let add = format!("link add {} type veth peer {}", end(one), end(two));
         output(Command::new("ip").args(add.split_whitespace()))?;
-        for namespace in [one, two] {
+        for (namespace, device) in [one, two] {
             namespace.ip(&format!("link set {device} up"))?;
         }
         Ok(())

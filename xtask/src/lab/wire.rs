@@ -1,0 +1,166 @@
+//! A bad cable: a fourth namespace between peer and gateway that flips a bit now and then.
+//!
+//! The flip happens after the sender's checksums and before the gateway, where a wire would do it. Only payload is hit,
+//! only in whole datagrams to a tunnel's port on their way to the gateway, so that the number of flips is the number
+//! of packets that the gateway has to refuse for their inner checksum.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+
+use super::namespace::Namespace;
+
+/// The cable's end at the peer.
+pub(super) const PEER_END: &str = "to-peer";
+/// The cable's end at the gateway.
+pub(super) const GATEWAY_END: &str = "to-gateway";
+
+/// Shorter frames may have no payload in their last bytes.
+const SHORTEST: usize = 300;
+/// The flipped bit is among the last bytes, far behind every header.
+const REACH: u64 = 100;
+
+/// Forwards frames both ways until it is dropped.
+#[derive(Debug)]
+pub struct Wire {
+    flips: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Wire {
+    /// Starts forwarding in a namespace that has the two ends; every n-th datagram to one of `ports` gets a flipped bit.
+    pub(super) fn start(namespace: &Namespace, every: u64, ports: Vec<u16>) -> Result<Self> {
+        let ends = || Ok::<_, io::Error>((Arc::new(raw_socket(PEER_END)?), Arc::new(raw_socket(GATEWAY_END)?)));
+        let (peer, gateway) = namespace.run(ends)?.context("packet sockets for the cable")?;
+        let mut wire = Self { flips: Arc::default(), stop: Arc::default(), threads: Vec::new() };
+        let mut tamper = Tamper { every, ports, seen: 0, flips: Arc::clone(&wire.flips) };
+        let inward = (Arc::clone(&peer), Arc::clone(&gateway), Arc::clone(&wire.stop));
+        let outward = (gateway, peer, Arc::clone(&wire.stop));
+        wire.threads
+            .push(std::thread::spawn(move || forward(&inward.0, &inward.1, &inward.2, |frame| tamper.pass(frame))));
+        wire.threads.push(std::thread::spawn(move || forward(&outward.0, &outward.1, &outward.2, |_| {})));
+        Ok(wire)
+    }
+
+    /// Bits flipped so far.
+    pub fn flips(&self) -> u64 {
+        self.flips.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            if let Ok(Err(error)) = thread.join() {
+                eprintln!("lab: the cable: {error:#}");
+            }
+        }
+    }
+}
+
+fn forward(from: &OwnedFd, to: &OwnedFd, stop: &AtomicBool, mut change: impl FnMut(&mut [u8])) -> Result<()> {
+    let mut frame = vec![0; 1 << 16];
+    while !stop.load(Ordering::Relaxed) {
+        let length = match recv(from, &mut frame[..], RecvFlags::empty()) {
+            Ok((length, _)) => length,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::NETDOWN) => continue,
+            Err(error) => return Err(error).context("receiving"),
+        };
+        change(&mut frame[..length]);
+        // A full queue loses the frame, as cables' ends do.
+        send(to, &frame[..length], SendFlags::empty()).ok();
+    }
+    Ok(())
+}
+
+struct Tamper {
+    every: u64,
+    ports: Vec<u16>,
+    seen: u64,
+    flips: Arc<AtomicU64>,
+}
+
+impl Tamper {
+    fn pass(&mut self, frame: &mut [u8]) {
+        if frame.len() < SHORTEST || !udp_port(frame).is_some_and(|port| self.ports.contains(&port)) {
+            return;
+        }
+        self.seen += 1;
+        if self.seen.is_multiple_of(self.every) {
+            // Other bytes and other bits each time, the same ones in each run.
+            let from_end = 1 + self.seen.wrapping_mul(31) % REACH;
+            let at = frame.len() - from_end as usize;
+            frame[at] ^= 1 << (self.seen / self.every % 8);
+            self.flips.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The destination port of an unfragmented UDP datagram without IP options.
+fn udp_port(frame: &[u8]) -> Option<u16> {
+    let half = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
+    match (half(12)?, frame.get(14)?) {
+        (0x0800, 0x45) if frame.get(23)? == &17 && half(20)? & 0x3fff == 0 => half(36),
+        (0x86dd, _) if frame.get(20)? == &17 => half(56),
+        _ => None,
+    }
+}
+
+/// A packet socket for everything that arrives on one device.
+fn raw_socket(device: &str) -> io::Result<OwnedFd> {
+    let everything = (libc::ETH_P_ALL as u16).to_be();
+    // SAFETY: no pointers; the result is checked before use.
+    let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    sockopt::set_socket_recv_buffer_size_force(&socket, 16 << 20)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(std::time::Duration::from_millis(100)))?;
+    let index = rustix::net::netdevice::name_to_index(&socket, device)?;
+    // SAFETY: all zeroes is a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = everything;
+    address.sll_ifindex = index as i32;
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the pointer and the length describe `address`, which outlives the call.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ethernet, IPv4 and UDP headers with that destination port, and zeroes up to 400 bytes.
+    fn datagram(port: u16) -> Vec<u8> {
+        let mut frame = vec![0; 400];
+        (frame[12], frame[14], frame[23]) = (0x08, 0x45, 17);
+        frame[36..38].copy_from_slice(&port.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn one_bit_in_every_nth_tunnel_datagram() {
+        let mut tamper = Tamper { every: 10, ports: vec![4789], seen: 0, flips: Arc::default() };
+        let mut flipped = 0;
+        for _ in 0..100 {
+            let mut frame = datagram(4789);
+            tamper.pass(&mut frame);
+            flipped += frame.iter().zip(datagram(4789)).map(|(one, two)| (one ^ two).count_ones()).sum::<u32>();
+            let mut other = datagram(53);
+            tamper.pass(&mut other);
+            assert_eq!(other, datagram(53));
+        }
+        assert_eq!((flipped, tamper.flips.load(Ordering::Relaxed)), (10, 10));
+    }
+}
