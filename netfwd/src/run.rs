@@ -149,7 +149,8 @@ impl Gateway {
             threads: Vec::new(),
         };
         for (index, parts) in self.workers.into_iter().enumerate() {
-            let worker = Worker::new(running.shared.clone(), parts, &running.stop).map_err(system("cannot use epoll"))?;
+            let worker =
+                Worker::new(running.shared.clone(), parts, &running.stop).map_err(system("cannot use epoll"))?;
             let heartbeat = health.add_worker(index.to_string());
             let thread = spawn(index, worker, heartbeat, notice.clone()).map_err(system("cannot start a worker"))?;
             running.threads.push(thread);
@@ -288,7 +289,8 @@ fn open_endpoints(
 
 /// The policy of the underlay that has this address; an address of another interface gets the default.
 fn verify_policy(config: &Config, links: &[Link], local: IpAddr) -> VerifyPolicy {
-    let has_address = |interface: &str| links.iter().any(|link| link.name == interface && link.addresses.contains(&local));
+    let has_address =
+        |interface: &str| links.iter().any(|link| link.name == interface && link.addresses.contains(&local));
     let underlay = config.underlays.iter().find(|underlay| has_address(&underlay.interface));
     underlay.map(underlay::verify_policy).unwrap_or_default()
 }

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use rustix::event::{Timespec, epoll};
 
+use crate::control::health::Heartbeat;
 use crate::datapath::egress::{Egress, Surroundings};
 use crate::datapath::fdb::Fdbs;
 use crate::datapath::ingress::{Ingress, Origin, Received};
@@ -24,7 +25,6 @@ use crate::io::tun::{READ_LEN, TunQueue};
 use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
 use crate::io::udp_send::UdpSender;
 use crate::io::xsk;
-use crate::control::health::Heartbeat;
 use crate::published::FrameGauges;
 
 /// Packets of one AF_XDP batch, and so the most that can meet in one superframe.

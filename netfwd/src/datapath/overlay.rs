@@ -12,7 +12,6 @@
 
 use std::net::IpAddr;
 
-use netfwd_common::cursor::Cursor;
 use netfwd_common::reason::DropReason;
 use netfwd_common::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6};
 use zerocopy::FromBytes;
@@ -88,12 +87,17 @@ impl Overlay {
     }
 }
 
+/// The `N` bytes at `offset`, if they are all there.
+pub(super) fn load<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
+    bytes.get(offset..)?.first_chunk().copied()
+}
+
 /// Where the IP header starts behind an Ethernet header and up to two VLAN tags.
 fn ip_offset(packet: &[u8], ethertype: u16) -> Option<usize> {
     let (mut offset, mut ethertype) = (ethernet::HEADER_LEN, ethertype);
     for _ in 0..2 {
         if matches!(ethertype, ethernet::ETHERTYPE_VLAN | ethernet::ETHERTYPE_QINQ) {
-            ethertype = u16::from_be_bytes(packet.load(offset + 2)?);
+            ethertype = u16::from_be_bytes(load(packet, offset + 2)?);
             offset += ethernet::VLAN_TAG_LEN;
         }
     }
@@ -153,7 +157,7 @@ impl Network {
         let hash = Hash(seed).bytes(addresses.unwrap_or_default());
         let Some(Transport { protocol, offset }) = self.transport else { return hash.0 };
         let ports: [u8; 4] = match protocol {
-            IPPROTO_TCP | IPPROTO_UDP => packet.load(offset).unwrap_or_default(),
+            IPPROTO_TCP | IPPROTO_UDP => load(packet, offset).unwrap_or_default(),
             _ => [0; 4],
         };
         hash.word(u64::from(protocol) << 32 | u64::from(u32::from_ne_bytes(ports))).0
@@ -165,7 +169,7 @@ fn walk_extensions(packet: &[u8], first: u8, start: usize) -> Option<Transport> 
     let (mut protocol, mut offset) = (first, start);
     // Every turn moves `offset` on by at least eight bytes, so the packet's end ends the walk.
     while ipv6::is_extension(protocol) || OTHER_EXTENSIONS.contains(&protocol) {
-        let [next, length] = packet.load(offset)?;
+        let [next, length] = load(packet, offset)?;
         offset += match protocol {
             ipv6::FRAGMENT => return None,
             ipv6::AUTHENTICATION => (usize::from(length) + 2) * 4,

@@ -13,11 +13,10 @@
 //! behind an IPv6 routing header the addresses in the packet are not the ones it covers.
 
 use netfwd_common::checksum::Sum;
-use netfwd_common::cursor::Cursor;
 use netfwd_common::wire::{ipv6, tcp};
 
 use super::offload::{Checksum, Cut, Gso};
-use super::overlay::Version;
+use super::overlay::{Version, load};
 
 /// A superframe ready to be cut.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +46,8 @@ impl<'f> Superframe<'f> {
         let transport = Sum::ZERO.add(headers.get(gso.transport..).unwrap_or_default()).subtract(length);
         let (sequence, flags, transport) = match gso.cut {
             Cut::Tcp => {
-                let sequence = u32::from_be_bytes(headers.load(gso.transport + 4).unwrap_or_default());
-                let [flags] = headers.load(gso.transport + 13).unwrap_or_default();
+                let sequence = u32::from_be_bytes(load(headers, gso.transport + 4).unwrap_or_default());
+                let [flags] = load(headers, gso.transport + 13).unwrap_or_default();
                 (sequence, flags, transport.subtract(Sum::ZERO.add_u32(sequence).add_u16(flags.into())))
             }
             Cut::Udp => (0, 0, transport.subtract(sum_of::<2>(headers, gso.transport + 4))),
@@ -160,7 +159,7 @@ pub fn complete_checksum(packet: &mut [u8], Checksum { start, field }: Checksum)
 }
 
 fn ipv4_constants(headers: &[u8], gso: &Gso) -> (u16, Sum) {
-    let id = headers.load(gso.network + 4).unwrap_or_default();
+    let id = load(headers, gso.network + 4).unwrap_or_default();
     let sum = Sum::ZERO
         .add(headers.get(gso.network..gso.transport).unwrap_or_default())
         .subtract(sum_of::<2>(headers, gso.network + 2))
@@ -170,7 +169,7 @@ fn ipv4_constants(headers: &[u8], gso: &Gso) -> (u16, Sum) {
 }
 
 fn sum_of<const N: usize>(bytes: &[u8], offset: usize) -> Sum {
-    bytes.load::<N>(offset).map_or(Sum::ZERO, |bytes| Sum::ZERO.add(&bytes))
+    load::<N>(bytes, offset).map_or(Sum::ZERO, |bytes| Sum::ZERO.add(&bytes))
 }
 
 fn store<const N: usize>(bytes: &mut [u8], offset: usize, value: [u8; N]) {

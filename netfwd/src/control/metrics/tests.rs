@@ -11,6 +11,7 @@ use super::*;
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::Direction;
 use crate::datapath::table::Tunnel;
+use crate::io::xdp::XdpCounters;
 
 fn table() -> ForwardingTable {
     let tunnel = |name: &str, kind, vni| Tunnel {
