@@ -66,10 +66,10 @@ fn flow_template(flow: usize) -> (u16, Packet) {
         udp: flow & 2 != 0,
         source: 1 + (flow as u8 >> 2 & 1),
         ports: (1000 + (flow as u16 >> 3 & 1), 2000),
-        df: flow % 3 == 0,
+        df: flow.is_multiple_of(3),
         id: 65_530,
         sequence: u32::MAX - 700,
-        tcp_options: if flow % 5 == 0 { vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2] } else { Vec::new() },
+        tcp_options: if flow.is_multiple_of(5) { vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2] } else { Vec::new() },
         payload: pattern([100, 37, 250][flow % 3], flow as u32),
         ..Packet::default()
     };

@@ -55,7 +55,7 @@ struct Tally {
 
 impl FrameSink for Tally {
     fn write(&mut self, frame: &OverlayFrame<'_>) -> io::Result<()> {
-        if frame.packets > 1 && self.refuse_every.is_some_and(|n| self.frames % n == 0) {
+        if frame.packets > 1 && self.refuse_every.is_some_and(|n| self.frames.is_multiple_of(n)) {
             self.frames += 1;
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }

@@ -89,19 +89,25 @@ impl Ingress {
         let mut packets: Vec<InnerPacket<'a>> = mem::take(&mut self.packets);
         let mut cache = LookupCache::default();
         self.learned = RecentlyLearned::default();
+        self.coalescer.begin();
         for received in batch {
             let accepted = open(table, &mut cache, received, self.policy)
                 .and_then(|opened| self.accept(table, learn, counters, opened));
             match accepted {
                 Ok(packet) => packets.push(packet),
-                Err(refusal) => counters.drops.add(Direction::Ingress, refusal.stage, refusal.reason, 1),
+                Err(refusal) => {
+                    counters.drops.add(Direction::Ingress, refusal.stage, refusal.reason, 1);
+                    continue;
+                }
             }
+            self.coalescer.add(&packets, counters);
             if packets.len() == MAX_BATCH {
-                self.coalescer.coalesce(&packets, counters, sink);
+                self.coalescer.finish(&packets, counters, sink);
+                self.coalescer.begin();
                 packets.clear();
             }
         }
-        self.coalescer.coalesce(&packets, counters, sink);
+        self.coalescer.finish(&packets, counters, sink);
         self.packets = recycle(packets);
     }
 

@@ -178,17 +178,36 @@ impl Coalescer {
     /// Merges what may be merged of `batch` and writes everything to `sink`.
     pub fn coalesce(&mut self, batch: &[InnerPacket<'_>], counters: &Counters, sink: &mut impl FrameSink) {
         for batch in batch.chunks(MAX_BATCH) {
-            self.table.clear();
-            self.runs.clear();
-            self.pairs.clear();
-            for position in 0..batch.len() {
-                let seeded = self.place(batch, position as u16);
-                if let Some(reason) = seeded {
-                    counters.gro_flush[reason.index()].add(1);
-                }
+            self.begin();
+            for count in 1..=batch.len() {
+                self.add(&batch[..count], counters);
             }
-            self.write_out(batch, counters, sink);
+            self.finish(batch, counters, sink);
         }
+    }
+
+    /// Starts a batch of at most [`MAX_BATCH`] packets.
+    ///
+    /// [`Self::begin`], [`Self::add`] and [`Self::finish`] are [`Self::coalesce`] in steps, for a caller that has each
+    /// packet's headers in the cache when it hands it over.
+    pub(super) fn begin(&mut self) {
+        self.table.clear();
+        self.runs.clear();
+        self.pairs.clear();
+    }
+
+    /// Takes the last packet of `batch`; those before it are the ones that were added since [`Self::begin`].
+    #[inline]
+    pub(super) fn add(&mut self, batch: &[InnerPacket<'_>], counters: &Counters) {
+        let Some(position) = batch.len().checked_sub(1) else { return };
+        if let Some(reason) = self.place(batch, position as u16) {
+            counters.gro_flush[reason.index()].add(1);
+        }
+    }
+
+    /// Writes every run, in the order of their seeds.
+    pub(super) fn finish(&mut self, batch: &[InnerPacket<'_>], counters: &Counters, sink: &mut impl FrameSink) {
+        self.write_out(batch, counters, sink);
     }
 
     /// Puts a packet into a run; the reason, if it is a new one.

@@ -37,7 +37,7 @@ impl Gather {
 }
 
 impl Coalescer {
-    /// Writes every run, in the order of their seeds.
+    /// What [`Self::finish`] does.
     pub(super) fn write_out(&mut self, batch: &[InnerPacket<'_>], counters: &Counters, sink: &mut impl FrameSink) {
         for index in 0..self.runs.len() {
             let run = self.runs[index];
