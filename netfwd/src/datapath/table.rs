@@ -43,6 +43,8 @@ pub struct Tunnel {
     pub udp_checksum: bool,
     /// Accept a zero outer UDP checksum over IPv6 (RFC 6935).
     pub udp6_zero_checksum_rx: bool,
+    /// Send a zero outer UDP checksum over IPv6 (RFC 6935).
+    pub udp6_zero_checksum_tx: bool,
     /// DSCP of the outer header, 0 by default.
     pub dscp: u8,
 }
