@@ -38,6 +38,7 @@ fn table() -> ForwardingTable {
         mtu: 1450,
         udp_checksum: false,
         udp6_zero_checksum_rx: false,
+        udp6_zero_checksum_tx: false,
         dscp: 0,
     };
     let route = |prefix: &str, remote| (prefix.parse().expect("a prefix"), RemoteIndex(remote));

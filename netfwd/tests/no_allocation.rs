@@ -79,6 +79,7 @@ fn table() -> ForwardingTable {
         mtu: 1450,
         udp_checksum: false,
         udp6_zero_checksum_rx: false,
+        udp6_zero_checksum_tx: false,
         dscp: 0,
     };
     ForwardingTable::new(vec![tunnel(TunnelKind::Vxlan, 4789, 7), tunnel(TunnelKind::VxlanGpe, 4790, 8)])

@@ -25,11 +25,13 @@ use super::stats::Counters;
 
 mod candidate;
 mod output;
+mod pairs;
 mod table;
 mod tcp;
 mod udp;
 
 use candidate::{Alone, Barrier, Candidate, FlowId, Layout, Transport, examine, network_difference};
+use pairs::PairBarriers;
 use table::{Flow, FlowTable};
 
 /// Most packets that are looked at together; longer batches are cut.
@@ -363,42 +365,4 @@ fn end_of_run(transport: &Transport) -> Option<FlushReason> {
 fn ethernet_equal(seed: (&Candidate, &[u8]), packet: (&Candidate, &[u8])) -> bool {
     let (len, other) = (usize::from(seed.0.layout.ip), usize::from(packet.0.layout.ip));
     len == other && (len == 0 || seed.1.get(..len) == packet.1.get(..len))
-}
-
-/// Where in the batch a packet stands whose flow cannot be read (a fragment, say), by hash of its address pair.
-///
-/// Pairs that share a slot close each other's runs: they merge less, never wrongly.
-#[derive(Debug)]
-struct PairBarriers {
-    /// Position + 1 of the newest barrier, 0 for none.
-    positions: Box<[u16; PairBarriers::SLOTS]>,
-    any: bool,
-}
-
-impl Default for PairBarriers {
-    fn default() -> Self {
-        Self { positions: Box::new([0; Self::SLOTS]), any: false }
-    }
-}
-
-impl PairBarriers {
-    const SLOTS: usize = 256;
-
-    fn clear(&mut self) {
-        if self.any {
-            self.positions.fill(0);
-            self.any = false;
-        }
-    }
-
-    fn close(&mut self, position: u16, pair_hash: u64) {
-        self.positions[pair_hash as usize % Self::SLOTS] = position + 1;
-        self.any = true;
-    }
-
-    /// Whether a barrier of this pair stands behind position `last`.
-    #[inline]
-    fn closed_since(&self, last: u16, pair_hash: u64) -> bool {
-        self.any && self.positions[pair_hash as usize % Self::SLOTS] > last
-    }
 }
