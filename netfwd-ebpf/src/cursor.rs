@@ -290,6 +290,13 @@ pub fn write_metadata(ctx: &XdpContext, record: &Metadata) -> bool {
     true
 }
 
+/// Takes the record away again.
+#[inline(always)]
+pub fn remove_metadata(ctx: &XdpContext) {
+    // SAFETY: the context is the kernel's; no packet pointer is used afterwards.
+    unsafe { bpf_xdp_adjust_meta(ctx.ctx, size_of::<Metadata>() as i32) };
+}
+
 /// `to - from` of two packet pointers: as one instruction, which is all that the verifier allows between pointers.
 #[inline(always)]
 fn distance(from: usize, to: usize) -> usize {

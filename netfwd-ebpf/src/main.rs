@@ -52,18 +52,18 @@ fn deliver(ctx: &XdpContext, delivery: &Delivery) -> u32 {
     if let Some(reason) = delivery.tolerated {
         maps::count(&TOLERATED, reason.index());
     }
-    let queue = ctx.rx_queue_index();
-    if XSKS.get(queue).is_none() {
-        return pass(PassReason::NoSocket);
-    }
     // Without a record the bytes in front of the packet are whatever was there before, perhaps an older record: user space
     // could not tell. The kernel's UDP socket is slower and safe.
     if !cursor::write_metadata(ctx, &metadata(delivery)) {
         return pass(PassReason::NoMetadata);
     }
-    match XSKS.redirect(queue, u64::from(XDP_PASS)) {
+    match XSKS.redirect(ctx.rx_queue_index(), u64::from(XDP_PASS)) {
         Ok(action) => finish(Action::Redirect, action),
-        Err(action) => finish(Action::Pass, action),
+        Err(_) => {
+            // The kernel's own GRO would compare the records.
+            cursor::remove_metadata(ctx);
+            pass(PassReason::NoSocket)
+        }
     }
 }
 
