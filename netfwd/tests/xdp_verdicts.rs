@@ -592,3 +592,31 @@ fn uncovered(bit: usize, frame: &[u8], delivery: &Delivery) -> bool {
     let has_outer_checksum = frame[14] >> 4 == 6 || frame[40..42] != [0, 0];
     unprotected(14) || !has_outer_checksum && unprotected(usize::from(delivery.inner_offset) + 14)
 }
+
+proptest::proptest! {
+    #[test]
+    fn classify_never_panics_and_offsets_lie_within_the_frame(
+        row in 0usize..50,
+        edits in proptest::collection::vec((0usize..160, proptest::num::u8::ANY), 0..8),
+        len in 0usize..400,
+    ) {
+        let (_, mut frame) = drops().swap_remove(row % drops().len());
+        for (at, value) in edits {
+            if let Some(byte) = frame.get_mut(at) {
+                *byte = value;
+            }
+        }
+        frame.truncate(len);
+        for policy in [DROP, COUNT, OFF, PARTIAL] {
+            if let Verdict::Deliver(delivery) = classify(&frame[..], &table(), &policy) {
+                let end = usize::from(delivery.inner_offset) + usize::from(delivery.inner_len);
+                proptest::prop_assert!(end <= frame.len());
+            }
+        }
+    }
+
+    #[test]
+    fn classify_never_panics_on_any_bytes(frame in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+        let _ = classify(&frame[..], &table(), &DROP);
+    }
+}
