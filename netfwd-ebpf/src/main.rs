@@ -34,11 +34,21 @@ pub fn netfwd(ctx: XdpContext) -> u32 {
     match classify(packet, &Maps, &policy) {
         Verdict::Pass(reason) => pass(reason),
         Verdict::Drop(reason) => {
+            if policy.debug != 0 {
+                log_drop(&ctx, reason as u8);
+            }
             maps::count(&DROPS, reason.index());
             finish(Action::Drop, XDP_DROP)
         }
         Verdict::Deliver(delivery) => deliver(&ctx, &delivery),
     }
+}
+
+/// A line for user space, where the number becomes a name. Only drops are logged, and only with the debug switch on.
+#[cold]
+#[inline(never)]
+fn log_drop(ctx: &XdpContext, reason: u8) {
+    aya_log_ebpf::debug!(ctx, "drop reason={} queue={}", reason, ctx.rx_queue_index());
 }
 
 #[inline(always)]

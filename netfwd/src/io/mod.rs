@@ -1,3 +1,4 @@
 //! All system calls.
 
 pub mod xdp;
+pub mod xdp_log;
