@@ -40,13 +40,14 @@ fn main() -> anyhow::Result<()> {
     let socket = xdp_socket()?;
     xdp.register_socket(0, &socket)?;
     let mut companion = Ebpf::load(COMPANION).context("the benchmark's companion object")?;
-    for name in ["empty", "csum_diff"] {
+    for name in ["empty", "csum_diff", "sum"] {
         let program: &mut Xdp = companion.program_mut(name).context("no such program")?.try_into()?;
         program.load()?;
     }
     let companion =
         |name| -> anyhow::Result<&Xdp> { Ok(companion.program(name).context("no such program")?.try_into()?) };
-    let (ours, empty, csum_diff) = (xdp.program()?, companion("empty")?, companion("csum_diff")?);
+    let (ours, empty, csum_diff, sum) =
+        (xdp.program()?, companion("empty")?, companion("csum_diff")?, companion("sum")?);
 
     // 1450 bytes in all: the figure that is promised.
     let tcp = || Outer::vxlan4(7).frame(&Inner::tcp4(1450 - 50 - 14 - 40).ethernet(0));
@@ -56,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         case("1450 B vxlan tcp", "empty", empty, tcp()),
         case("1450 B vxlan tcp", "netfwd", ours, tcp()),
         case("1450 B vxlan tcp, outer zero", "netfwd", ours, zero()),
+        case("1450 B vxlan tcp", "payload loop", sum, tcp()),
         case("1450 B vxlan tcp", "bpf_csum_diff", csum_diff, tcp()),
         case("64 B inner vxlan udp", "netfwd", ours, Outer::vxlan4(7).frame(&Inner::udp4(64 - 42).ethernet(0))),
         case("1450 B vxlan udp in ipv6 in ipv6", "netfwd", ours, {
