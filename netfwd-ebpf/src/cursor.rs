@@ -222,45 +222,45 @@ impl Lanes {
         // SAFETY: every caller has compared the block with the end of the packet, or the verifier refuses the program.
         unsafe {
             asm!(
-            "{t} = *(u32 *)({from} + 0)",
-            "{u} = *(u32 *)({from} + 4)",
-            "{t} += {u}",
-            "{a} += {t}",
-            "{t} = *(u32 *)({from} + 8)",
-            "{u} = *(u32 *)({from} + 12)",
-            "{t} += {u}",
-            "{b} += {t}",
-            "{t} = *(u32 *)({from} + 16)",
-            "{u} = *(u32 *)({from} + 20)",
-            "{t} += {u}",
-            "{a} += {t}",
-            "{t} = *(u32 *)({from} + 24)",
-            "{u} = *(u32 *)({from} + 28)",
-            "{t} += {u}",
-            "{b} += {t}",
-            "{t} = *(u32 *)({from} + 32)",
-            "{u} = *(u32 *)({from} + 36)",
-            "{t} += {u}",
-            "{a} += {t}",
-            "{t} = *(u32 *)({from} + 40)",
-            "{u} = *(u32 *)({from} + 44)",
-            "{t} += {u}",
-            "{b} += {t}",
-            "{t} = *(u32 *)({from} + 48)",
-            "{u} = *(u32 *)({from} + 52)",
-            "{t} += {u}",
-            "{a} += {t}",
-            "{t} = *(u32 *)({from} + 56)",
-            "{u} = *(u32 *)({from} + 60)",
-            "{t} += {u}",
-            "{b} += {t}",
-            from = in(reg) from,
-            a = inout(reg) self.a,
-            b = inout(reg) self.b,
-            t = out(reg) _,
-            u = out(reg) _,
-            options(pure, readonly, nostack),
-        )
+                "{t} = *(u32 *)({from} + 0)",
+                "{u} = *(u32 *)({from} + 4)",
+                "{t} += {u}",
+                "{a} += {t}",
+                "{t} = *(u32 *)({from} + 8)",
+                "{u} = *(u32 *)({from} + 12)",
+                "{t} += {u}",
+                "{b} += {t}",
+                "{t} = *(u32 *)({from} + 16)",
+                "{u} = *(u32 *)({from} + 20)",
+                "{t} += {u}",
+                "{a} += {t}",
+                "{t} = *(u32 *)({from} + 24)",
+                "{u} = *(u32 *)({from} + 28)",
+                "{t} += {u}",
+                "{b} += {t}",
+                "{t} = *(u32 *)({from} + 32)",
+                "{u} = *(u32 *)({from} + 36)",
+                "{t} += {u}",
+                "{a} += {t}",
+                "{t} = *(u32 *)({from} + 40)",
+                "{u} = *(u32 *)({from} + 44)",
+                "{t} += {u}",
+                "{b} += {t}",
+                "{t} = *(u32 *)({from} + 48)",
+                "{u} = *(u32 *)({from} + 52)",
+                "{t} += {u}",
+                "{a} += {t}",
+                "{t} = *(u32 *)({from} + 56)",
+                "{u} = *(u32 *)({from} + 60)",
+                "{t} += {u}",
+                "{b} += {t}",
+                from = in(reg) from,
+                a = inout(reg) self.a,
+                b = inout(reg) self.b,
+                t = out(reg) _,
+                u = out(reg) _,
+                options(pure, readonly, nostack),
+            )
         }
     }
 }
@@ -302,7 +302,9 @@ pub fn remove_metadata(ctx: &XdpContext) {
 fn distance(from: usize, to: usize) -> usize {
     let distance;
     // SAFETY: register arithmetic only.
-    unsafe { asm!("{to} -= {from}", to = inlateout(reg) to => distance, from = in(reg) from, options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("{to} -= {from}", to = inlateout(reg) to => distance, from = in(reg) from, options(pure, nomem, nostack))
+    };
     distance
 }
 
