@@ -122,8 +122,13 @@ fn sysroot(command: &mut Command) -> Option<PathBuf> {
 
 fn build(toolchain: &Toolchain, source: &Path, target_dir: &Path) -> Result<(), String> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_else(|_| "x86_64".to_owned());
-    let flags =
-        [format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2".to_owned(), "-Clink-arg=--btf".to_owned()];
+    let flags = [
+        format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        // 32-bit arithmetic, which every kernel since 5.1 knows: without it each word is shifted up and down to extend it.
+        "-Ctarget-cpu=v3".to_owned(),
+    ];
     let mut command = toolchain.cargo();
     command
         .args(["--release", "--locked", "--bins", "--target", TARGET, "--target-dir"])

@@ -1,11 +1,18 @@
 //! What the benchmark measures the shipped program against: nothing at all, and the kernel's checksum helper.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+#[allow(dead_code, reason = "the shipped program uses the rest")]
+mod cursor;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::generated::bpf_csum_diff;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use netfwd_common::cursor::Cursor as _;
+
+use cursor::Packet;
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
@@ -33,6 +40,16 @@ pub fn csum_diff(ctx: XdpContext) -> u32 {
     }
     // The result must be used.
     if sum < 0 { XDP_DROP } else { XDP_PASS }
+}
+
+/// The shipped program's payload loop alone, over the whole packet.
+#[xdp(frags)]
+pub fn sum(ctx: XdpContext) -> u32 {
+    let packet = Packet::new(&ctx, 0);
+    match packet.sum(packet.len()) {
+        Some(sum) if sum.is_valid() => XDP_DROP,
+        _ => XDP_PASS,
+    }
 }
 
 #[panic_handler]

@@ -27,16 +27,16 @@ const LEN_MASK: usize = 0x3fff;
 /// Defines a load as the one instruction that it is. Packet headers are rarely aligned, which the verifier allows in packet
 /// memory; a Rust load of an unaligned word would be put together from bytes, an aligned one would be a lie.
 macro_rules! load {
-    ($name:ident, $type:literal) => {
+    ($name:ident, $type:literal, $class:ident, $value:ty) => {
         /// Every caller has compared the bytes at `from + AT` with the end of the packet, or the verifier refuses the program.
         #[inline(always)]
-        fn $name<const AT: usize>(from: *const u8) -> u64 {
-            let value: u64;
+        fn $name<const AT: usize>(from: *const u8) -> $value {
+            let value: $value;
             // SAFETY: a load that the verifier has not seen checked does not load: it keeps the whole program out.
             unsafe {
                 asm!(
                     concat!("{value} = *(", $type, " *)({from} + {at})"),
-                    value = out(reg) value,
+                    value = out($class) value,
                     from = in(reg) from,
                     at = const AT,
                     options(pure, readonly, nostack),
@@ -47,9 +47,9 @@ macro_rules! load {
     };
 }
 
-load!(load32, "u32");
-load!(load16, "u16");
-load!(load8, "u8");
+load!(load32, "u32", wreg, u32);
+load!(load16, "u16", reg, u64);
+load!(load8, "u8", reg, u64);
 
 /// Does something for each word of a block whose number is below `$count`, a constant.
 macro_rules! each_word {
@@ -156,7 +156,7 @@ impl Cursor for Packet<'_> {
     fn load_words<const N: usize>(self, offset: usize) -> Option<[u32; N]> {
         let start = self.at(offset, 4 * N)?;
         let mut words = [0; N];
-        each_word!(N, start, |WORD, value| words[WORD] = value as u32);
+        each_word!(N, start, |WORD, value| words[WORD] = value);
         Some(words)
     }
 
@@ -205,7 +205,7 @@ fn bounds(ctx: &XdpContext) -> (*const u8, *const u8) {
 fn words<const N: usize>(start: *const u8) -> u64 {
     let mut words = [0; N];
     each_word!(N, start, |WORD, value| words[WORD] = value);
-    words.into_iter().sum()
+    words.into_iter().map(u64::from).sum()
 }
 
 /// Two sums side by side: with a single one each addition would wait for the one before.
@@ -222,45 +222,45 @@ impl Lanes {
         // SAFETY: every caller has compared the block with the end of the packet, or the verifier refuses the program.
         unsafe {
             asm!(
-            "{t} = *(u32 *)({from} + 0)",
-            "{u} = *(u32 *)({from} + 4)",
-            "{t} += {u}",
-            "{a} += {t}",
-            "{t} = *(u32 *)({from} + 8)",
-            "{u} = *(u32 *)({from} + 12)",
-            "{t} += {u}",
-            "{b} += {t}",
-            "{t} = *(u32 *)({from} + 16)",
-            "{u} = *(u32 *)({from} + 20)",
-            "{t} += {u}",
-            "{a} += {t}",
-            "{t} = *(u32 *)({from} + 24)",
-            "{u} = *(u32 *)({from} + 28)",
-            "{t} += {u}",
-            "{b} += {t}",
-            "{t} = *(u32 *)({from} + 32)",
-            "{u} = *(u32 *)({from} + 36)",
-            "{t} += {u}",
-            "{a} += {t}",
-            "{t} = *(u32 *)({from} + 40)",
-            "{u} = *(u32 *)({from} + 44)",
-            "{t} += {u}",
-            "{b} += {t}",
-            "{t} = *(u32 *)({from} + 48)",
-            "{u} = *(u32 *)({from} + 52)",
-            "{t} += {u}",
-            "{a} += {t}",
-            "{t} = *(u32 *)({from} + 56)",
-            "{u} = *(u32 *)({from} + 60)",
-            "{t} += {u}",
-            "{b} += {t}",
-            from = in(reg) from,
-            a = inout(reg) self.a,
-            b = inout(reg) self.b,
-            t = out(reg) _,
-            u = out(reg) _,
-            options(pure, readonly, nostack),
-        )
+                "{t} = *(u32 *)({from} + 0)",
+                "{u} = *(u32 *)({from} + 4)",
+                "{t} += {u}",
+                "{a} += {t}",
+                "{t} = *(u32 *)({from} + 8)",
+                "{u} = *(u32 *)({from} + 12)",
+                "{t} += {u}",
+                "{b} += {t}",
+                "{t} = *(u32 *)({from} + 16)",
+                "{u} = *(u32 *)({from} + 20)",
+                "{t} += {u}",
+                "{a} += {t}",
+                "{t} = *(u32 *)({from} + 24)",
+                "{u} = *(u32 *)({from} + 28)",
+                "{t} += {u}",
+                "{b} += {t}",
+                "{t} = *(u32 *)({from} + 32)",
+                "{u} = *(u32 *)({from} + 36)",
+                "{t} += {u}",
+                "{a} += {t}",
+                "{t} = *(u32 *)({from} + 40)",
+                "{u} = *(u32 *)({from} + 44)",
+                "{t} += {u}",
+                "{b} += {t}",
+                "{t} = *(u32 *)({from} + 48)",
+                "{u} = *(u32 *)({from} + 52)",
+                "{t} += {u}",
+                "{a} += {t}",
+                "{t} = *(u32 *)({from} + 56)",
+                "{u} = *(u32 *)({from} + 60)",
+                "{t} += {u}",
+                "{b} += {t}",
+                from = in(reg) from,
+                a = inout(reg) self.a,
+                b = inout(reg) self.b,
+                t = out(reg) _,
+                u = out(reg) _,
+                options(pure, readonly, nostack),
+            )
         }
     }
 }
@@ -290,12 +290,21 @@ pub fn write_metadata(ctx: &XdpContext, record: &Metadata) -> bool {
     true
 }
 
+/// Takes the record away again.
+#[inline(always)]
+pub fn remove_metadata(ctx: &XdpContext) {
+    // SAFETY: the context is the kernel's; no packet pointer is used afterwards.
+    unsafe { bpf_xdp_adjust_meta(ctx.ctx, size_of::<Metadata>() as i32) };
+}
+
 /// `to - from` of two packet pointers: as one instruction, which is all that the verifier allows between pointers.
 #[inline(always)]
 fn distance(from: usize, to: usize) -> usize {
     let distance;
     // SAFETY: register arithmetic only.
-    unsafe { asm!("{to} -= {from}", to = inlateout(reg) to => distance, from = in(reg) from, options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("{to} -= {from}", to = inlateout(reg) to => distance, from = in(reg) from, options(pure, nomem, nostack))
+    };
     distance
 }
 

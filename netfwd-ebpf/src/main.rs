@@ -34,11 +34,21 @@ pub fn netfwd(ctx: XdpContext) -> u32 {
     match classify(packet, &Maps, &policy) {
         Verdict::Pass(reason) => pass(reason),
         Verdict::Drop(reason) => {
+            if policy.debug != 0 {
+                log_drop(&ctx, reason as u8);
+            }
             maps::count(&DROPS, reason.index());
             finish(Action::Drop, XDP_DROP)
         }
         Verdict::Deliver(delivery) => deliver(&ctx, &delivery),
     }
+}
+
+/// A line for user space, where the number becomes a name. Only drops are logged, and only with the debug switch on.
+#[cold]
+#[inline(never)]
+fn log_drop(ctx: &XdpContext, reason: u8) {
+    aya_log_ebpf::debug!(ctx, "drop reason={} queue={}", reason, ctx.rx_queue_index());
 }
 
 #[inline(always)]
@@ -52,18 +62,18 @@ fn deliver(ctx: &XdpContext, delivery: &Delivery) -> u32 {
     if let Some(reason) = delivery.tolerated {
         maps::count(&TOLERATED, reason.index());
     }
-    let queue = ctx.rx_queue_index();
-    if XSKS.get(queue).is_none() {
-        return pass(PassReason::NoSocket);
-    }
     // Without a record the bytes in front of the packet are whatever was there before, perhaps an older record: user space
     // could not tell. The kernel's UDP socket is slower and safe.
     if !cursor::write_metadata(ctx, &metadata(delivery)) {
         return pass(PassReason::NoMetadata);
     }
-    match XSKS.redirect(queue, u64::from(XDP_PASS)) {
+    match XSKS.redirect(ctx.rx_queue_index(), u64::from(XDP_PASS)) {
         Ok(action) => finish(Action::Redirect, action),
-        Err(action) => finish(Action::Pass, action),
+        Err(_) => {
+            // The kernel's own GRO would compare the records.
+            cursor::remove_metadata(ctx);
+            pass(PassReason::NoSocket)
+        }
     }
 }
 

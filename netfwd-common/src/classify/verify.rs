@@ -87,10 +87,10 @@ fn outer_state(
         return OuterState::Intact;
     }
     let around = outer.sum + header.sum() + inner.headers + trailer(inner);
-    // Local checksum offload (`lco_csum`): the outer checksum was computed for the finished inner one, with which
-    // segment and pseudo-header add up to nothing.
-    let body = if inner_partial { Sum::ZERO.subtract(inner.pseudo) } else { body };
-    if (around + body).is_valid() {
+    // Local checksum offload (`lco_csum`): the outer checksum may have been computed for the finished inner one, with
+    // which segment and pseudo-header add up to nothing.
+    let finished = Sum::ZERO.subtract(inner.pseudo);
+    if (around + body).is_valid() || inner_partial && (around + finished).is_valid() {
         OuterState::Intact
     } else if is_bare_pseudo(outer.udp_checksum, outer.pseudo) {
         OuterState::Partial

@@ -16,4 +16,5 @@ pub mod tun_probe;
 pub mod udp_receive;
 pub mod udp_send;
 pub mod xdp;
+pub mod xdp_log;
 pub mod xsk;

@@ -22,6 +22,8 @@ use zerocopy::transmute;
 use crate::datapath::table::ForwardingTable;
 use crate::ebpf::OBJECT;
 
+use super::xdp_log::XdpLog;
+
 /// The program's name in the object.
 const PROGRAM: &str = "netfwd";
 
@@ -39,6 +41,9 @@ pub enum XdpError {
     /// A map operation failed.
     #[error("eBPF map: {}", chain(.0))]
     Map(#[from] MapError),
+    /// The log ring is not there, or was taken before.
+    #[error("eBPF log: {}", chain(.0))]
+    Log(#[from] aya_log::Error),
     /// The object lacks a map or the program.
     #[error("the eBPF object has no `{0}`: it was built from other sources")]
     Missing(&'static str),
@@ -221,6 +226,11 @@ impl XdpProgram {
             tolerated: sums(&self.tolerated)?,
             actions: sums(&self.actions)?,
         })
+    }
+
+    /// The reading end of the program's debug lines, once.
+    pub fn take_log(&mut self) -> Result<XdpLog, XdpError> {
+        Ok(XdpLog::new(&mut self.ebpf)?)
     }
 
     /// The kernel's program, for test runs.
