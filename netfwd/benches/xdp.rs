@@ -64,6 +64,9 @@ fn main() -> anyhow::Result<()> {
             Outer::vxlan6(7).frame(&Inner::udp6(1450 - 70 - 14 - 48).ethernet(0))
         }),
         case("1450 B gpe tcp", "netfwd", ours, Outer::gpe4(9, 1).frame(&Inner::tcp4(1450 - 50 - 40).bytes())),
+        case("not ours: udp", "netfwd", ours, packets::ethernet([10, 0, 0, 1].into(), 0, &Inner::udp4(100).bytes())),
+        case("unknown vni", "netfwd", ours, Outer::vxlan4(99).frame(&Inner::udp4(22).ethernet(0))),
+        case("bad inner header", "netfwd", ours, Outer::vxlan4(7).frame(&[0; 13])),
         case("not ours: tcp", "netfwd", ours, packets::ethernet([10, 0, 0, 1].into(), 0, &Inner::tcp4(100).bytes())),
     ];
     for _ in 0..ROUNDS {
