@@ -103,6 +103,7 @@ fn table() -> anyhow::Result<ForwardingTable> {
             mtu: 1450,
             udp_checksum: true,
             udp6_zero_checksum_rx: false,
+            udp6_zero_checksum_tx: false,
             dscp: 0,
         })
     };

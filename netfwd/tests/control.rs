@@ -94,6 +94,7 @@ fn a_scrape_asks_the_kernel_for_the_devices() {
         mtu: 1450,
         udp_checksum: false,
         udp6_zero_checksum_rx: false,
+        udp6_zero_checksum_tx: false,
         dscp: 0,
     };
     let daemon = Daemon::with_tunnels(vec![tunnel("lo"), tunnel("nosuch0")]);

@@ -40,6 +40,7 @@ fn table() -> ForwardingTable {
         mtu: 1450,
         udp_checksum: false,
         udp6_zero_checksum_rx: zero,
+        udp6_zero_checksum_tx: false,
         dscp: 0,
     };
     ForwardingTable::new(vec![
