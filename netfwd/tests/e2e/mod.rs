@@ -1,0 +1,232 @@
+//! The daemon in a lab of namespaces, with the Linux kernel at the other end of its tunnels.
+//!
+//! What every end-to-end test shares: set-up, loads whose receiver compares every byte, and questions to the metrics.
+//! Everything goes with the [`Rig`], after a panic too, and then the daemon's log and its counts are printed first.
+//!
+//! Labs are costly and the machine may be small, so tests of one program take turns, whatever `--test-threads` says.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+pub mod packets;
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use xtask::lab::{Config, Family, Lab, Metrics, Namespace, Netfwd, Options, root_or_skip};
+use xtask::load::{tcp, udp};
+use xtask::machine::wait_until;
+
+/// The daemon under test.
+pub const NETFWD: &str = env!("CARGO_BIN_EXE_netfwd");
+/// Both address families.
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+/// How long counters may take to say what has happened.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// A rate that the unoptimized daemon follows without loss on a busy machine, in Gbit/s.
+const RATE: f64 = 0.15;
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A lab with the daemon running in its gateway.
+pub struct Rig {
+    // Fields go in this order: the daemon before its namespace.
+    pub netfwd: Netfwd,
+    pub lab: Lab,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// What counters grew by.
+pub struct Growth {
+    before: Metrics,
+    after: Metrics,
+}
+
+impl Rig {
+    /// The daemon at its defaults; `None` without root, where that was asked for.
+    pub fn start(options: Options) -> Option<Self> {
+        Self::configured(options, |config| config)
+    }
+
+    /// The daemon with a changed configuration.
+    pub fn configured(options: Options, change: impl FnOnce(Config) -> Config) -> Option<Self> {
+        Self::from_text(options, |lab| change(Config::of(lab)).text())
+    }
+
+    /// The daemon with a configuration that needs more than [`Config`] can say.
+    pub fn from_text(options: Options, text: impl FnOnce(&Lab) -> String) -> Option<Self> {
+        if !root_or_skip() {
+            return None;
+        }
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let lab = Lab::with(options).expect("a lab");
+        let text = text(&lab);
+        let netfwd = Netfwd::start_with(&lab, Path::new(NETFWD), &text, &[]).expect("a running netfwd");
+        Some(Self { netfwd, lab, _turn: turn })
+    }
+
+    /// One scrape.
+    pub fn metrics(&self) -> Metrics {
+        self.netfwd.metrics().expect("a scrape")
+    }
+
+    /// Does something, and says what the counters grew by meanwhile.
+    pub fn during<T>(&self, action: impl FnOnce() -> T) -> (T, Growth) {
+        let before = self.metrics();
+        let result = action();
+        (result, Growth { before, after: self.metrics() })
+    }
+
+    /// Waits until the sum over the samples with these labels is `count`, then asserts it.
+    pub fn expect_count(&self, name: &str, labels: &[(&str, &str)], count: f64) {
+        wait_until(PATIENCE, || self.metrics().metric(name, labels) >= count);
+        // Were there more to come, it would come now.
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(self.metrics().metric(name, labels), count, "{name} {labels:?}");
+    }
+
+    /// Asserts that there were exactly so many drops, all of them for this reason.
+    pub fn expect_drops(&self, direction: &str, stage: &str, reason: &str, count: f64) {
+        self.expect_count(
+            "netfwd_drops_total",
+            &[("direction", direction), ("stage", stage), ("reason", reason)],
+            count,
+        );
+        assert_eq!(self.drops().len(), 1, "other drops too: {:?}", self.drops());
+    }
+
+    /// Every drop reason that was counted, with its labels.
+    ///
+    /// A TUN gets the kernel's own multicast (router solicitations, MLD reports), for which an L3 tunnel has no route:
+    /// rightly dropped and counted, but no part of any test here.
+    pub fn drops(&self) -> Vec<String> {
+        let l3 = self.lab.options().tunnels.iter().any(|tunnel| tunnel.kind == xtask::lab::TunnelKind::VxlanGpe);
+        let metrics = self.metrics();
+        let counted = metrics.samples("netfwd_drops_total").filter(|sample| sample.value > 0.0);
+        let noise = |reason: Option<&String>| l3 && reason.is_some_and(|reason| reason == "no_route");
+        let drops = counted.filter(|sample| !noise(sample.labels.get("reason")));
+        drops.map(|sample| format!("{:?} {}", sample.labels, sample.value)).collect()
+    }
+
+    /// Asserts that nothing was dropped, by the daemon, its sockets or its devices, and that every frame that left the
+    /// coalescer has one reason for its beginning.
+    pub fn assert_nothing_lost(&self) {
+        assert_eq!(self.drops(), Vec::<String>::new());
+        let metrics = self.metrics();
+        for lossy in [
+            "netfwd_xsk_rx_dropped_total",
+            "netfwd_xsk_rx_invalid_descs_total",
+            "netfwd_udp_receive_drops_total",
+            "netfwd_udp_send_errors_total",
+            "netfwd_tun_errors_total",
+        ] {
+            assert_eq!(metrics.sum(lossy), 0.0, "{lossy}");
+        }
+        self.assert_flushes_balance();
+    }
+
+    fn assert_flushes_balance(&self) {
+        let mut sums = (0.0, -1.0);
+        wait_until(PATIENCE, || {
+            let metrics = self.metrics();
+            sums = (metrics.sum("netfwd_gro_flush_total"), metrics.sum("netfwd_gro_output_frames_total"));
+            sums.0 == sums.1
+        });
+        assert_eq!(sums.0, sums.1, "sum(gro_flush_total) and sum(gro_output_frames_total)");
+    }
+
+    /// Ends the daemon in the ordinary way.
+    pub fn stop(mut self) {
+        let status = self.netfwd.stop().expect("an end within the time promised");
+        assert!(status.success(), "netfwd ended with {status}");
+    }
+
+    /// Sends TCP from the peer to the server.
+    pub fn tcp_in(&self, family: Family, flows: u32, bytes: u64) {
+        tcp_intact(&self.lab.peer, &self.lab.server, self.lab.server_address(family), flows, bytes);
+    }
+
+    /// Sends TCP from the server to the peer.
+    pub fn tcp_out(&self, family: Family, flows: u32, bytes: u64) {
+        tcp_intact(&self.lab.server, &self.lab.peer, self.lab.peer_address(family), flows, bytes);
+    }
+
+    /// Sends datagrams from the peer to the server.
+    pub fn udp_in(&self, family: Family, sizes: udp::Sizes, datagrams: u64) {
+        udp_faithful(&self.lab.peer, &self.lab.server, self.lab.server_address(family), sizes, datagrams);
+    }
+
+    /// Sends datagrams from the server to the peer.
+    pub fn udp_out(&self, family: Family, sizes: udp::Sizes, datagrams: u64) {
+        udp_faithful(&self.lab.server, &self.lab.peer, self.lab.peer_address(family), sizes, datagrams);
+    }
+
+    /// TCP and UDP of both families in both directions, a little of each.
+    pub fn a_little_of_everything(&self) {
+        for family in FAMILIES {
+            self.tcp_in(family, 1, 4_000_000);
+            self.tcp_out(family, 1, 4_000_000);
+            self.udp_in(family, equal(), 1_500);
+            self.udp_out(family, equal(), 1_500);
+            self.udp_in(family, mixed(), 1_000);
+            self.udp_out(family, mixed(), 1_000);
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("netfwd's log:\n{}", self.netfwd.log());
+            let text = self.netfwd.get("/metrics").unwrap_or_default();
+            let counted = text.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
+            counted.for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+impl Growth {
+    /// Of the sum over the samples with these labels.
+    pub fn of(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.after.growth(&self.before, name, labels)
+    }
+
+    /// Inner packets of that protocol for each frame written to the device.
+    pub fn coalescing(&self, proto: &str) -> f64 {
+        let labels = [("proto", proto)];
+        self.of("netfwd_gro_input_packets_total", &labels) / self.of("netfwd_gro_output_frames_total", &labels)
+    }
+
+    /// Packets that XDP handed to AF_XDP.
+    pub fn redirected(&self) -> f64 {
+        self.of("netfwd_xdp_packets_total", &[("action", "redirect")])
+    }
+}
+
+/// Payloads that fit every tunnel's MTU at underlay MTU 1500.
+pub fn equal() -> udp::Sizes {
+    udp::Sizes::Equal(1350)
+}
+
+/// Long and short ones, in an order that lets no two neighbours merge but some triples.
+pub fn mixed() -> udp::Sizes {
+    udp::Sizes::Mixed(vec![1350, 1350, 1350, 24, 700, 700, 33, 1200, 1350, 512, 100, 101])
+}
+
+/// Sends that many bytes on each connection and asserts that what was read is what was sent.
+pub fn tcp_intact(from: &Namespace, to: &Namespace, address: IpAddr, flows: u32, bytes: u64) {
+    let report = tcp::run(from, to, address, tcp::Load::of_bytes(flows, bytes));
+    let report = report.unwrap_or_else(|error| panic!("TCP to {address}, {flows} flows: {error:#}"));
+    assert!(report.intact(), "TCP to {address}: {report:?}");
+    assert_eq!(report.received, u64::from(flows) * bytes);
+}
+
+/// Sends datagrams, slowly enough that none need be lost, and asserts that all arrive, whole, once and in order.
+pub fn udp_faithful(from: &Namespace, to: &Namespace, address: IpAddr, sizes: udp::Sizes, datagrams: u64) {
+    let load = udp::Load::of_datagrams(sizes, datagrams, RATE);
+    let report = udp::run(from, to, address, &load);
+    let report = report.unwrap_or_else(|error| panic!("UDP to {address}: {error:#}"));
+    assert!(report.faithful() && report.lost() == 0, "UDP {:?} to {address}: {report:?}", load.sizes);
+    assert_eq!(report.sent, datagrams);
+}
