@@ -39,7 +39,6 @@ fn run() -> Result<(), String> {
         println!("cargo::rerun-if-changed={}", source.join(part).display());
     }
     println!("cargo::rerun-if-changed={}", workspace.join("netfwd-common/src").display());
-    println!("cargo::rerun-if-env-changed=PATH");
     let target_dir = out.join("ebpf");
     build(&Toolchain::find()?, &source, &target_dir)?;
     for (binary, variable) in OBJECTS {

@@ -1,7 +1,8 @@
 //! Where tunnel packets arrive: one interface with its XDP program and its AF_XDP sockets.
 //!
 //! XDP is an acceleration, never a condition: with `xdp = "auto"`, what the driver or the kernel refuses costs one INFO line
-//! and the packets come through the UDP sockets instead. Asked for by name, a refusal ends the start.
+//! and the packets come through the UDP sockets instead. Asked for by name, a refusal ends the start; so does one of
+//! zero copy where that is required.
 //!
 //! The order matters: attach the program, then bind sockets with their fill rings prefilled, then put them into the
 //! XSKMAP. Until then XDP passes everything to the kernel.
@@ -20,6 +21,7 @@ use crate::control::metrics::{Scrape, XskCounts};
 use crate::datapath::table::{ForwardingTable, VerifyPolicy};
 use crate::io::ethtool;
 use crate::io::xdp::{self, AttachMode, AttachedMode, XdpProgram};
+use crate::io::xdp_log::XdpLog;
 use crate::io::xsk::{self, BusyPoll, ChunkSize, Target, Umem, XdpStatistics};
 use crate::published::FrameGauges;
 use crate::worker::{self, BATCH};
@@ -67,6 +69,7 @@ pub struct Underlay {
     /// Its name.
     pub interface: String,
     program: Option<Arc<XdpProgram>>,
+    log: Option<XdpLog>,
     sockets: Vec<Watched>,
 }
 
@@ -101,14 +104,14 @@ impl Underlay {
         table: &ForwardingTable,
         queues: &mut [Vec<worker::Queue>],
     ) -> Result<Self, UnderlayError> {
-        let mut underlay = Self { interface: config.interface.clone(), program: None, sockets: Vec::new() };
+        let mut underlay = Self { interface: config.interface.clone(), program: None, log: None, sockets: Vec::new() };
         let count = queue_count(config)?;
         if config.xdp == XdpMode::Off {
             info!("underlay {}: kernel sockets only (xdp = \"off\")", underlay.interface);
             return Ok(underlay);
         }
         match underlay.accelerate(config, link, table, &mut queues[..count as usize]) {
-            Err(error) if config.xdp == XdpMode::Auto => {
+            Err(error) if config.xdp == XdpMode::Auto && config.zero_copy != config::ZeroCopy::Require => {
                 info!("underlay {}: kernel sockets only: {error}", underlay.interface);
                 underlay.close();
             }
@@ -133,6 +136,9 @@ impl Underlay {
         };
         let mut program = XdpProgram::load(table, policy).map_err(failed)?;
         let wanted = if config.xdp == XdpMode::Generic { AttachMode::Generic } else { AttachMode::Native };
+        if config.debug {
+            self.log = Some(program.take_log().map_err(failed)?);
+        }
         let attached = program.attach(&config.interface, wanted).map_err(failed)?;
         let mut opened = Vec::new();
         for queue in 0..queues.len() as u32 {
@@ -170,12 +176,18 @@ impl Underlay {
     /// Detaches XDP: from here on packets reach the kernel's sockets.
     pub fn close(&mut self) {
         self.program = None;
+        self.log = None;
         self.sockets.clear();
     }
 
     /// The XDP program, if there is one.
     pub fn program(&self) -> Option<&Arc<XdpProgram>> {
         self.program.as_ref()
+    }
+
+    /// The program's debug lines, where they are switched on, once.
+    pub fn take_log(&mut self) -> Option<XdpLog> {
+        self.log.take()
     }
 
     /// Adds what XDP and the sockets counted.

@@ -304,11 +304,40 @@ fn chain(error: &dyn Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // Transparent errors repeat their cause.
-        if !text.ends_with(&cause_text) {
+        // Transparent errors repeat their cause, and a refusal by the verifier tells it in the middle.
+        if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
         source = cause.source();
     }
-    text
+    without_verifier_output(&text)
+}
+
+/// The verifier explains itself in thousands of lines of which the last says what was wrong, before its statistics.
+fn without_verifier_output(text: &str) -> String {
+    let Some((before, output)) = text.split_once("Verifier output:") else { return text.to_owned() };
+    let is_statistics = |line: &str| line.starts_with("processed ") || line.starts_with("verification time");
+    let lines = output.lines().map(str::trim);
+    match lines.rev().find(|line| !line.is_empty() && !is_statistics(line)) {
+        Some(verdict) => format!("{before}The verifier says: {verdict}"),
+        None => before.trim_end_matches([' ', '.']).to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_by_the_verifier_is_one_line_with_its_verdict() {
+        let refused = "BPF_PROG_LOAD returned Permission denied (os error 13). Verifier output: ";
+        let output = "0: R1=ctx() R10=fp0\n; fn (main.rs:1)\n0: (bf) r6 = r1\nR0 pointer arithmetic prohibited\n\
+                      verification time 12 usec\nprocessed 2 insns (limit 1000000) total_states 0\n";
+        assert_eq!(
+            without_verifier_output(&format!("{refused}{output}")),
+            "BPF_PROG_LOAD returned Permission denied (os error 13). The verifier says: R0 pointer arithmetic prohibited"
+        );
+        assert_eq!(without_verifier_output(refused), "BPF_PROG_LOAD returned Permission denied (os error 13)");
+        assert_eq!(without_verifier_output("something else"), "something else");
+    }
 }

@@ -1,0 +1,173 @@
+//! A bad cable between peer and gateway: one bit flipped in every thousandth tunnel datagram, after all checksums.
+//!
+//! No application may ever read a flipped byte, and every flip is counted exactly once by whoever has to notice it:
+//! netfwd's XDP program, netfwd's user space, or, where the outer UDP checksum covers the payload and XDP is off, the
+//! kernel's UDP before any socket sees it.
+
+mod lifecycle;
+
+use std::time::Duration;
+
+use lifecycle::start;
+use xtask::lab::{Config, Family, Lab, Metrics, Netfwd, Options, Tunnel, root_or_skip};
+use xtask::load::{tcp, udp};
+use xtask::machine::wait_until;
+
+const MIB: u64 = 1 << 20;
+const EVERY: u64 = 1000;
+/// Datagrams of one UDP run: a dozen flips.
+const DATAGRAMS: u64 = 12_000;
+
+/// A lab with the bad cable in front of netfwd.
+struct BadCable {
+    lab: Lab,
+    netfwd: Netfwd,
+    before: Metrics,
+}
+
+impl BadCable {
+    fn new(tunnel: Tunnel, config: impl FnOnce(Config) -> Config) -> Self {
+        let lab = Lab::with(Options { flip_every: Some(EVERY), ..Options::with_tunnels([tunnel]) }).unwrap();
+        let netfwd = start(&lab, &config(Config::of(&lab)));
+        let before = netfwd.metrics().unwrap();
+        Self { lab, netfwd, before }
+    }
+
+    fn flips(&self) -> u64 {
+        self.lab.wire.as_ref().unwrap().flips()
+    }
+
+    /// TCP and UDP over both families into the network behind the gateway. Nothing that arrives is wrong, and UDP
+    /// misses exactly what was hit.
+    fn carry(&self) {
+        for family in [Family::V4, Family::V6] {
+            let address = self.lab.server_address(family);
+            let report =
+                tcp::run(&self.lab.peer, &self.lab.server, address, tcp::Load::of_bytes(2, 10 * MIB)).unwrap();
+            assert!(report.intact(), "{report:?}");
+            for sizes in [udp::Sizes::Equal(1200), udp::Sizes::Mixed(vec![1200, 1000, 400])] {
+                let hit = self.flips();
+                let load = udp::Load::of_datagrams(sizes, DATAGRAMS, 0.2);
+                let report = udp::run(&self.lab.peer, &self.lab.server, address, &load).unwrap();
+                let hit = self.flips() - hit;
+                assert!(report.faithful() && hit >= DATAGRAMS / EVERY - 1, "{hit} flips, {report:?}");
+                assert_eq!(report.lost(), hit, "{report:?}");
+            }
+        }
+    }
+
+    fn grown(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        self.netfwd.metrics().unwrap().growth(&self.before, name, labels) as u64
+    }
+
+    /// Drops for a wrong checksum in user space and XDP together, whichever checksum.
+    fn drops(&self, stage: &str, reason: &str) -> u64 {
+        self.grown("netfwd_drops_total", &[("direction", "ingress"), ("stage", stage), ("reason", reason)])
+    }
+
+    /// Every flip is one of these, and there is no other drop on the way in.
+    fn assert_drops(&self, stage: &str, reason: &str) {
+        let flips = self.flips();
+        let here = || self.drops(stage, reason);
+        wait_until(Duration::from_secs(2), || here() == flips);
+        let all = self.grown("netfwd_drops_total", &[("direction", "ingress")]);
+        eprintln!("{flips} flips, {} dropped as {reason} at {stage}, {all} drops in all", here());
+        assert!(flips > 50, "{flips} flips");
+        assert_eq!((here(), all), (flips, flips));
+    }
+}
+
+#[test]
+fn xdp_drops_every_flip_by_the_inner_checksum() {
+    if !root_or_skip() {
+        return;
+    }
+    let run = BadCable::new(Tunnel::vxlan("vx7", 7), |config| config.xdp("native"));
+    run.carry();
+    run.assert_drops("xdp", "inner_l4_checksum");
+}
+
+#[test]
+fn xdp_drops_every_flip_by_the_outer_checksum_where_there_is_one() {
+    if !root_or_skip() {
+        return;
+    }
+    let run = BadCable::new(Tunnel::vxlan("vx7", 7).outer_checksum(true), |config| config.xdp("native"));
+    run.carry();
+    run.assert_drops("xdp", "outer_udp_checksum");
+}
+
+#[test]
+fn xdp_drops_every_flip_over_ipv6_and_without_an_inner_ethernet_header() {
+    if !root_or_skip() {
+        return;
+    }
+    let run = BadCable::new(Tunnel::vxlan_gpe("gpe7", 7).over(Family::V6), |config| config.xdp("native"));
+    run.carry();
+    run.assert_drops("xdp", "outer_udp_checksum");
+}
+
+/// With an outer checksum of zero the kernel has nothing to verify, so netfwd's user space is all there is.
+#[test]
+fn without_xdp_user_space_drops_every_flip() {
+    if !root_or_skip() {
+        return;
+    }
+    let run = BadCable::new(Tunnel::vxlan("vx7", 7), |config| config.xdp("off"));
+    run.carry();
+    run.assert_drops("vet", "inner_l4_checksum");
+}
+
+/// With an outer checksum the kernel's UDP notices first; netfwd never sees the datagram.
+#[test]
+fn without_xdp_the_kernel_drops_every_flip_under_an_outer_checksum() {
+    if !root_or_skip() {
+        return;
+    }
+    let run = BadCable::new(Tunnel::vxlan("vx7", 7).outer_checksum(true), |config| config.xdp("off"));
+    let checksum_errors = || -> u64 {
+        let table = run.lab.gateway.exec("cat /proc/net/snmp").unwrap();
+        let mut lines = table.lines().filter(|line| line.starts_with("Udp:")).map(|line| line.split_whitespace());
+        let (mut names, mut values) = (lines.next().unwrap(), lines.next().unwrap());
+        let at = names.position(|name| name == "InCsumErrors").unwrap();
+        values.nth(at).unwrap().parse().unwrap()
+    };
+    let before = checksum_errors();
+    run.carry();
+    let flips = run.flips();
+    assert!(flips > 50, "{flips} flips");
+    assert_eq!(checksum_errors() - before, flips);
+    assert_eq!(run.grown("netfwd_drops_total", &[("direction", "ingress")]), 0);
+}
+
+/// `verify = "count"`: what is bad goes on as it came, alone and with its wrong checksum, for the receiver to refuse.
+fn counts_every_flip(tunnel: Tunnel, xdp: &str, counter: &str, reason: &str) {
+    if !root_or_skip() {
+        return;
+    }
+    let run = BadCable::new(tunnel, |config| config.xdp(xdp).underlay_line("verify = \"count\""));
+    run.carry();
+    let flips = run.flips();
+    assert!(flips > 50, "{flips} flips");
+    assert_eq!(run.grown(counter, &[("reason", reason)]), flips);
+    assert_eq!(run.grown(counter, &[]), flips);
+    assert_eq!(run.grown("netfwd_drops_total", &[("direction", "ingress")]), 0);
+    // Each of them seeded a frame of its own for that reason: none was merged.
+    assert_eq!(run.grown("netfwd_gro_flush_total", &[("reason", "checksum")]), flips);
+}
+
+#[test]
+fn flips_that_xdp_tolerates_are_counted_and_never_merged() {
+    counts_every_flip(Tunnel::vxlan("vx7", 7), "native", "netfwd_xdp_tolerated_total", "inner_l4_checksum");
+}
+
+#[test]
+fn flips_under_an_outer_checksum_that_xdp_tolerates_are_counted_and_never_merged() {
+    let tunnel = Tunnel::vxlan("vx7", 7).outer_checksum(true);
+    counts_every_flip(tunnel, "native", "netfwd_xdp_tolerated_total", "outer_udp_checksum");
+}
+
+#[test]
+fn flips_that_user_space_tolerates_are_counted_and_never_merged() {
+    counts_every_flip(Tunnel::vxlan("vx7", 7), "off", "netfwd_tolerated_total", "inner_l4_checksum");
+}
