@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use thiserror::Error;
 use tracing::info;
 
@@ -150,19 +151,42 @@ impl Gateway {
             stop,
             threads: Vec::new(),
         };
+        // A lone worker is the scheduler's: pinned, it could not get out of the way of its own queue's interrupts.
+        let cpus = (self.workers.len() > 1).then(allowed_cpus).filter(|cpus| !cpus.is_empty());
         for (index, parts) in self.workers.into_iter().enumerate() {
             let worker =
                 Worker::new(running.shared.clone(), parts, &running.stop).map_err(system("cannot use epoll"))?;
             let heartbeat = health.add_worker(index.to_string());
-            let thread = spawn(index, worker, heartbeat, notice.clone()).map_err(system("cannot start a worker"))?;
+            let cpu = cpus.as_ref().map(|cpus| cpus[index % cpus.len()]);
+            let thread = spawn(index, cpu, worker, heartbeat, notice.clone());
+            let thread = thread.map_err(system("cannot start a worker"))?;
             running.threads.push(thread);
         }
         Ok(running)
     }
 }
 
-fn spawn(index: usize, worker: Worker, heartbeat: Heartbeat, notice: StopNotice) -> io::Result<JoinHandle<()>> {
+/// The CPUs that this process may run on.
+fn allowed_cpus() -> Vec<usize> {
+    let allowed = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
+    (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect()
+}
+
+fn spawn(
+    index: usize,
+    cpu: Option<usize>,
+    worker: Worker,
+    heartbeat: Heartbeat,
+    notice: StopNotice,
+) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        if let Some(cpu) = cpu {
+            let mut only = CpuSet::new();
+            only.set(cpu);
+            if let Err(error) = sched_setaffinity(None, &only) {
+                info!("worker {index}: not pinned to CPU {cpu}: {error}");
+            }
+        }
         if let Err(error) = worker.run(&heartbeat) {
             notice.fail(format!("worker {index}: {error}"));
         }

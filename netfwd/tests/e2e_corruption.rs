@@ -42,8 +42,7 @@ impl BadCable {
     fn carry(&self) {
         for family in [Family::V4, Family::V6] {
             let address = self.lab.server_address(family);
-            let report =
-                tcp::run(&self.lab.peer, &self.lab.server, address, tcp::Load::of_bytes(2, 10 * MIB)).unwrap();
+            let report = tcp::run(&self.lab.peer, &self.lab.server, address, tcp::Load::of_bytes(2, 10 * MIB)).unwrap();
             assert!(report.intact(), "{report:?}");
             for sizes in [udp::Sizes::Equal(1200), udp::Sizes::Mixed(vec![1200, 1000, 400])] {
                 let hit = self.flips();

@@ -130,7 +130,8 @@ fn a_port_of_somebody_else_is_named_in_one_line() {
     let lab = Lab::new().unwrap();
     let config = Config::of(&lab).text();
     let socket = lab.gateway.run(|| UdpSocket::bind("0.0.0.0:4789")).unwrap().unwrap();
-    run_to_end(&lab, "netfwd run --config FILE", &config).assert_one_line(1, &["tunnel.port", "4789", "another program"]);
+    run_to_end(&lab, "netfwd run --config FILE", &config)
+        .assert_one_line(1, &["tunnel.port", "4789", "another program"]);
     drop(socket);
     assert_nothing_left(&lab);
     lab.gateway.ip("link add kernel7 type vxlan id 9 dev under0 dstport 4789 remote 10.9.0.1").unwrap();
@@ -231,7 +232,9 @@ fn check_prints_a_summary() {
     let lab = Lab::new().unwrap();
     let checked = run_to_end(&lab, "netfwd check --config FILE", &Config::of(&lab).text());
     assert_eq!(checked.code, Some(0), "{}", checked.text);
-    for words in ["underlay under0: MTU 1500, xdp auto", "tunnel vx7: vxlan VNI 7", "TAP with MTU 1450", "metrics http:"] {
+    for words in
+        ["underlay under0: MTU 1500, xdp auto", "tunnel vx7: vxlan VNI 7", "TAP with MTU 1450", "metrics http:"]
+    {
         assert!(checked.text.contains(words), "no {words:?} in:\n{}", checked.text);
     }
     assert_nothing_left(&lab);

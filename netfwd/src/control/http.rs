@@ -9,7 +9,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
+use bytes::{BufMut, BytesMut};
+use prometheus::{Encoder, Registry, TEXT_FORMAT, TextEncoder};
 
 use super::health::Health;
 use super::links::Netlink;
@@ -40,8 +41,9 @@ async fn scrape(State(endpoint): State<Endpoint>) -> Response {
         Ok(links) => endpoint.metrics.refresh_devices(&links),
         Err(error) => tracing::warn!("interface statistics: {error}"),
     }
-    match TextEncoder::new().encode_to_string(&endpoint.registry.gather()) {
-        Ok(text) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
+    let mut text = BytesMut::new().writer();
+    match TextEncoder::new().encode(&endpoint.registry.gather(), &mut text) {
+        Ok(()) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text.into_inner().freeze()).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

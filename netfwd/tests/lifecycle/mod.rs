@@ -108,12 +108,8 @@ pub struct Load {
 impl Load {
     /// Starts it between peer and server.
     pub fn start(lab: &Lab) -> Self {
-        let mut load = Self {
-            stop: Arc::default(),
-            inward: Arc::default(),
-            outward: Arc::default(),
-            threads: Vec::new(),
-        };
+        let mut load =
+            Self { stop: Arc::default(), inward: Arc::default(), outward: Arc::default(), threads: Vec::new() };
         let (inward, outward) = (load.inward.clone(), load.outward.clone());
         load.between(&lab.peer, &lab.server, lab.server_address(Family::V4), inward);
         load.between(&lab.server, &lab.peer, lab.peer_address(Family::V4), outward);
@@ -125,9 +121,18 @@ impl Load {
         let target = SocketAddr::new(address, listener.local_addr().unwrap().port());
         let stop = || self.stop.clone();
         let threads = [
-            to.thread({ let stop = stop(); move || sink(&listener, &stop, &count) }),
-            from.thread({ let stop = stop(); move || pour(target, &stop) }),
-            from.thread({ let stop = stop(); move || spray(target, &stop) }),
+            to.thread({
+                let stop = stop();
+                move || sink(&listener, &stop, &count)
+            }),
+            from.thread({
+                let stop = stop();
+                move || pour(target, &stop)
+            }),
+            from.thread({
+                let stop = stop();
+                move || spray(target, &stop)
+            }),
         ];
         self.threads.extend(threads);
     }
