@@ -50,7 +50,7 @@ pub enum UnderlayError {
         /// The interface.
         interface: String,
         /// What failed.
-        source: xdp::XdpError,
+        source: Box<xdp::XdpError>,
     },
     /// An AF_XDP socket was refused.
     #[error("{interface} queue {queue}: {source}")]
@@ -60,7 +60,7 @@ pub enum UnderlayError {
         /// The receive queue.
         queue: u32,
         /// What failed.
-        source: xsk::Error,
+        source: Box<xsk::Error>,
     },
 }
 
@@ -127,7 +127,7 @@ impl Underlay {
         table: &ForwardingTable,
         queues: &mut [Vec<worker::Queue>],
     ) -> Result<(), UnderlayError> {
-        let failed = |source| UnderlayError::Xdp { interface: config.interface.clone(), source };
+        let failed = |error| UnderlayError::Xdp { interface: config.interface.clone(), source: Box::new(error) };
         let policy = Policy {
             verify: config.verify as u8,
             accept_partial: u8::from(config.accept_partial),
@@ -222,7 +222,7 @@ impl Watched {
 }
 
 fn open_socket(config: &config::Underlay, link: &Link, queue: u32) -> Result<xsk::Socket, UnderlayError> {
-    let failed = |source| UnderlayError::Socket { interface: config.interface.clone(), queue, source };
+    let failed = |error| UnderlayError::Socket { interface: config.interface.clone(), queue, source: Box::new(error) };
     // Longer frames have several buffers, which XDP passes to the kernel.
     let chunk = ChunkSize::for_mtu(link.mtu as usize, 0).unwrap_or(ChunkSize::FourKiB);
     let umem = Umem::new(chunk, 0, FRAMES).map_err(failed)?;
