@@ -1,7 +1,8 @@
 //! Where tunnel packets arrive: one interface with its XDP program and its AF_XDP sockets.
 //!
 //! XDP is an acceleration, never a condition: with `xdp = "auto"`, what the driver or the kernel refuses costs one INFO line
-//! and the packets come through the UDP sockets instead. Asked for by name, a refusal ends the start.
+//! and the packets come through the UDP sockets instead. Asked for by name, a refusal ends the start; so does one of
+//! zero copy where that is required.
 //!
 //! The order matters: attach the program, then bind sockets with their fill rings prefilled, then put them into the
 //! XSKMAP. Until then XDP passes everything to the kernel.
@@ -108,7 +109,7 @@ impl Underlay {
             return Ok(underlay);
         }
         match underlay.accelerate(config, link, table, &mut queues[..count as usize]) {
-            Err(error) if config.xdp == XdpMode::Auto => {
+            Err(error) if config.xdp == XdpMode::Auto && config.zero_copy != config::ZeroCopy::Require => {
                 info!("underlay {}: kernel sockets only: {error}", underlay.interface);
                 underlay.close();
             }
