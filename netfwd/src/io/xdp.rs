@@ -34,10 +34,10 @@ type Bytes<const KEY: usize, const VALUE: usize> = HashMap<MapData, [u8; KEY], [
 pub enum XdpError {
     /// The object does not parse, or a map cannot be made.
     #[error("cannot load the eBPF object: {}", chain(.0))]
-    Object(#[from] EbpfError),
+    Object(EbpfError),
     /// The verifier refused the program, or privileges are missing.
     #[error("the kernel refused the XDP program: {}", chain(.0))]
-    Program(#[from] ProgramError),
+    Program(ProgramError),
     /// A map operation failed.
     #[error("eBPF map: {}", chain(.0))]
     Map(#[from] MapError),
@@ -57,6 +57,19 @@ pub enum XdpError {
         /// The kernel's own text, and what helps.
         reason: String,
     },
+}
+
+// Neither is told as a source: whoever prints causes would print the verifier's pages, and all causes are in the text.
+impl From<EbpfError> for XdpError {
+    fn from(error: EbpfError) -> Self {
+        Self::Object(error)
+    }
+}
+
+impl From<ProgramError> for XdpError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
 }
 
 /// How to attach.
@@ -304,11 +317,41 @@ fn chain(error: &dyn Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // Transparent errors repeat their cause.
-        if !text.ends_with(&cause_text) {
+        // Transparent errors repeat their cause, and a refusal by the verifier tells it in the middle.
+        if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
         source = cause.source();
     }
-    text
+    without_verifier_output(&text)
+}
+
+/// The verifier explains itself in thousands of lines of which the last says what was wrong, before its statistics.
+fn without_verifier_output(text: &str) -> String {
+    let Some((before, output)) = text.split_once("Verifier output:") else { return text.to_owned() };
+    let is_statistics =
+        |line: &str| ["verification time", "stack depth", "processed "].iter().any(|start| line.starts_with(start));
+    let lines = output.lines().map(str::trim);
+    match lines.rev().find(|line| !line.is_empty() && !is_statistics(line)) {
+        Some(verdict) => format!("{before}The verifier says: {verdict}"),
+        None => before.trim_end_matches([' ', '.']).to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_by_the_verifier_is_one_line_with_its_verdict() {
+        let refused = "BPF_PROG_LOAD returned Permission denied (os error 13). Verifier output: ";
+        let output = "0: R1=ctx() R10=fp0\n; fn (main.rs:1)\n0: (bf) r6 = r1\nR0 pointer arithmetic prohibited\n\
+                      verification time 12 usec\nstack depth 88+0\nprocessed 2 insns (limit 1000000) total_states 0\n";
+        assert_eq!(
+            without_verifier_output(&format!("{refused}{output}")),
+            "BPF_PROG_LOAD returned Permission denied (os error 13). The verifier says: R0 pointer arithmetic prohibited"
+        );
+        assert_eq!(without_verifier_output(refused), "BPF_PROG_LOAD returned Permission denied (os error 13)");
+        assert_eq!(without_verifier_output("something else"), "something else");
+    }
 }
