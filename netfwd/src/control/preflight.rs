@@ -17,6 +17,7 @@ use rustix::thread::CapabilitySet;
 
 use super::links::Link;
 use crate::config::{Config, Tunnel, Underlay, XdpMode};
+use crate::io::ethtool;
 
 /// Smallest MTU that a tunnel may be left with (RFC 791, RFC 8200 §5).
 const MIN_MTU: [u16; 2] = [576, 1280];
@@ -59,6 +60,17 @@ pub enum Problem {
         interface: String,
         /// Those that are there.
         known: String,
+    },
+    /// Generic XDP sees merged packets, whose headers describe none of those that came.
+    #[error(
+        "{at}: generic XDP runs behind GRO, which merges tunnel packets before it: turn it off (ethtool -K {interface} gro off), \
+         or use xdp = \"native\" or \"off\""
+    )]
+    GenericBehindGro {
+        /// Where it is configured.
+        at: Place,
+        /// The interface.
+        interface: String,
     },
     /// The local address is nobody's.
     #[error("{at}: {local} is no address of this machine; there are {known}")]
@@ -184,6 +196,7 @@ pub fn check(config: &Config, links: &[Link]) -> Result<Ready, Problems> {
     let mut note = |problem: Option<Problem>| problems.extend(problem);
     for underlay in &config.underlays {
         note(missing_interface(config, underlay, links));
+        note(generic_behind_gro(config, underlay));
     }
     let mut mtus = Vec::new();
     for (index, tunnel) in config.tunnels.iter().enumerate() {
@@ -254,6 +267,13 @@ fn missing_interface(config: &Config, underlay: &Underlay, links: &[Link]) -> Op
     let at = || place(&config.file, underlay.line, "underlay.interface");
     let absent = links.iter().all(|link| link.name != interface);
     absent.then(|| Problem::NoInterface { at: at(), interface, known: known() })
+}
+
+fn generic_behind_gro(config: &Config, underlay: &Underlay) -> Option<Problem> {
+    let merges = || ethtool::merges_on_receive(&underlay.interface).unwrap_or(false);
+    let broken = underlay.xdp == XdpMode::Generic && merges();
+    let at = place(&config.file, underlay.line, "underlay.xdp");
+    broken.then(|| Problem::GenericBehindGro { at, interface: underlay.interface.clone() })
 }
 
 fn existing_device(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<Problem> {

@@ -1,4 +1,4 @@
-//! How many receive queues an interface has (`ETHTOOL_GCHANNELS`).
+//! How many receive queues an interface has (`ETHTOOL_GCHANNELS`), and whether it merges packets (`ETHTOOL_GGRO`).
 //!
 //! Asked by ioctl and not read from /sys, which shows the network namespace it was mounted in, not ours.
 
@@ -11,6 +11,8 @@ use rustix::net::{AddressFamily, SocketType, socket};
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 /// `ETHTOOL_GCHANNELS` (include/uapi/linux/ethtool.h).
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+/// `ETHTOOL_GGRO`.
+const ETHTOOL_GGRO: u32 = 0x2b;
 
 /// `struct ethtool_channels`.
 #[repr(C)]
@@ -27,19 +29,38 @@ struct Channels {
     combined: u32,
 }
 
+/// `struct ethtool_value`.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
 /// The interface's active receive queues; 1 where the driver has no notion of channels.
 pub fn receive_queues(interface: &str) -> io::Result<u32> {
     let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Channels::default() };
-    let mut request = request_for(interface)?;
-    request.ifr_ifru.ifru_data = (&raw mut channels).cast();
-    let any_socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    // SAFETY: `request` names an interface and points to an `ethtool_channels` that outlives the call.
-    let result = unsafe { libc::ioctl(any_socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-    if result < 0 {
-        let error = io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::EOPNOTSUPP) { Ok(1) } else { Err(error) };
+    match ask(interface, &mut channels) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
+        Err(error) => Err(error),
+        Ok(()) => Ok((channels.rx + channels.combined).max(1)),
     }
-    Ok((channels.rx + channels.combined).max(1))
+}
+
+/// Whether the kernel merges packets that arrive here (GRO).
+pub fn merges_on_receive(interface: &str) -> io::Result<bool> {
+    let mut value = Value { command: ETHTOOL_GGRO, data: 0 };
+    ask(interface, &mut value)?;
+    Ok(value.data != 0)
+}
+
+/// The ioctl. `Q` must be the `repr(C)` structure that belongs to the command in its first field.
+fn ask<Q>(interface: &str, question: &mut Q) -> io::Result<()> {
+    let mut request = request_for(interface)?;
+    request.ifr_ifru.ifru_data = (&raw mut *question).cast();
+    let any_socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    // SAFETY: `request` names an interface and points to the command's structure, which outlives the call.
+    let result = unsafe { libc::ioctl(any_socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn request_for(interface: &str) -> io::Result<libc::ifreq> {
@@ -61,6 +82,7 @@ mod tests {
     #[test]
     fn loopback_has_one_queue_and_a_missing_interface_is_an_error() {
         assert_eq!(receive_queues("lo").unwrap(), 1);
+        assert!(merges_on_receive("lo").unwrap(), "which is the default of every device");
         assert_eq!(receive_queues("nonesuch0").unwrap_err().raw_os_error(), Some(libc::ENODEV));
     }
 }
