@@ -40,6 +40,8 @@ use crate::worker::{Devices, Endpoint, Parts, Queue, Shared, Worker};
 const SOURCE_PORTS: usize = 64;
 /// How often the forwarding databases are swept.
 const AGEING: Duration = Duration::from_secs(10);
+/// How often XDP's debug lines are fetched, where they are switched on.
+const XDP_LINES: Duration = Duration::from_millis(100);
 
 /// Why the gateway did not start or did not go on.
 #[derive(Debug, Error)]
@@ -192,6 +194,17 @@ impl Running {
                 fdbs.age(epoch.elapsed().as_secs() as u32);
             }
         });
+        for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            if let Some(mut log) = underlay.take_log() {
+                control.runtime().spawn(async move {
+                    let mut ticks = tokio::time::interval(XDP_LINES);
+                    loop {
+                        ticks.tick().await;
+                        log.flush();
+                    }
+                });
+            }
+        }
     }
 
     /// Stops taking packets, lets the workers finish what arrived, and gives everything back.

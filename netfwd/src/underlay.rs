@@ -21,6 +21,7 @@ use crate::control::metrics::{Scrape, XskCounts};
 use crate::datapath::table::{ForwardingTable, VerifyPolicy};
 use crate::io::ethtool;
 use crate::io::xdp::{self, AttachMode, AttachedMode, XdpProgram};
+use crate::io::xdp_log::XdpLog;
 use crate::io::xsk::{self, BusyPoll, ChunkSize, Target, Umem, XdpStatistics};
 use crate::published::FrameGauges;
 use crate::worker::{self, BATCH};
@@ -68,6 +69,7 @@ pub struct Underlay {
     /// Its name.
     pub interface: String,
     program: Option<Arc<XdpProgram>>,
+    log: Option<XdpLog>,
     sockets: Vec<Watched>,
 }
 
@@ -102,7 +104,7 @@ impl Underlay {
         table: &ForwardingTable,
         queues: &mut [Vec<worker::Queue>],
     ) -> Result<Self, UnderlayError> {
-        let mut underlay = Self { interface: config.interface.clone(), program: None, sockets: Vec::new() };
+        let mut underlay = Self { interface: config.interface.clone(), program: None, log: None, sockets: Vec::new() };
         let count = queue_count(config)?;
         if config.xdp == XdpMode::Off {
             info!("underlay {}: kernel sockets only (xdp = \"off\")", underlay.interface);
@@ -134,6 +136,9 @@ impl Underlay {
         };
         let mut program = XdpProgram::load(table, policy).map_err(failed)?;
         let wanted = if config.xdp == XdpMode::Generic { AttachMode::Generic } else { AttachMode::Native };
+        if config.debug {
+            self.log = Some(program.take_log().map_err(failed)?);
+        }
         let attached = program.attach(&config.interface, wanted).map_err(failed)?;
         let mut opened = Vec::new();
         for queue in 0..queues.len() as u32 {
@@ -171,12 +176,18 @@ impl Underlay {
     /// Detaches XDP: from here on packets reach the kernel's sockets.
     pub fn close(&mut self) {
         self.program = None;
+        self.log = None;
         self.sockets.clear();
     }
 
     /// The XDP program, if there is one.
     pub fn program(&self) -> Option<&Arc<XdpProgram>> {
         self.program.as_ref()
+    }
+
+    /// The program's debug lines, where they are switched on, once.
+    pub fn take_log(&mut self) -> Option<XdpLog> {
+        self.log.take()
     }
 
     /// Adds what XDP and the sockets counted.

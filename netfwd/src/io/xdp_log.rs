@@ -39,7 +39,8 @@ impl log::Log for ToTracing {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        tracing::debug!(target: "netfwd::xdp", "{}", with_reason_name(&record.args().to_string()));
+        // The switch is `debug = true`; who set that wants to see them without another one.
+        tracing::info!(target: "netfwd::xdp", "{}", with_reason_name(&record.args().to_string()));
     }
 
     fn flush(&self) {}
