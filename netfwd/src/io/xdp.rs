@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
-use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use aya::{Ebpf, EbpfError, EbpfLoader, Pod, VerifierLogLevel};
 use netfwd_common::abi::{self, Action, Policy};
 use netfwd_common::reason::{DropReason, PassReason};
 use zerocopy::transmute;
@@ -36,7 +36,7 @@ pub enum XdpError {
     #[error("cannot load the eBPF object: {}", chain(.0))]
     Object(EbpfError),
     /// The verifier refused the program, or privileges are missing.
-    #[error("the kernel refused the XDP program: {}", chain(.0))]
+    #[error("the kernel refused the XDP program: {}", refusal(.0))]
     Program(ProgramError),
     /// A map operation failed.
     #[error("eBPF map: {}", chain(.0))]
@@ -162,7 +162,9 @@ pub struct XdpProgram {
 impl XdpProgram {
     /// Loads the program and fills its maps.
     pub fn load(table: &ForwardingTable, policy: Policy) -> Result<Self, XdpError> {
-        let mut ebpf = EbpfLoader::new().load(OBJECT)?;
+        // Errors and statistics, not each instruction: a signal during verification ends it with EAGAIN, upon which aya
+        // asks for the log and tries again with ever larger buffers; with all instructions in it that takes seconds.
+        let mut ebpf = EbpfLoader::new().verifier_log_level(VerifierLogLevel::STATS).load(OBJECT)?;
         let mut program = Self {
             link: None,
             tunnels: take(&mut ebpf, abi::TUNNELS)?,
@@ -290,6 +292,14 @@ fn sums<const N: usize>(counters: &PerCpuArray<MapData, u64>) -> Result<[u64; N]
         *sum = counters.get(&(index as u32), 0)?.iter().sum();
     }
     Ok(sums)
+}
+
+/// The kernel's words on a program, and which capability it does not name.
+fn refusal(error: &ProgramError) -> String {
+    let text = chain(error);
+    // Pointer arithmetic is for those who may look at kernel addresses (allow_ptr_leaks in kernel/bpf/verifier.c).
+    let hint = if text.contains("for !root") { " (CAP_PERFMON is needed)" } else { "" };
+    text + hint
 }
 
 /// The kernel's words, with what an operator can do about the common cases.
