@@ -190,8 +190,81 @@ fn a_program_that_the_verifier_refuses_costs_one_line() {
     let lab = Lab::new().unwrap();
     let strict = "setpriv --bounding-set=-perfmon,-sys_admin netfwd run --config FILE";
     let refused = run_to_end(&lab, strict, &Config::of(&lab).xdp("native").text());
-    refused.assert_one_line(1, &[UNDERLAY, "the kernel refused the XDP program"]);
+    refused.assert_one_line(1, &[UNDERLAY, "the kernel refused the XDP program", "CAP_PERFMON is needed"]);
     assert!(refused.complaints()[0].len() < 400, "{}", refused.text);
+    assert_nothing_left(&lab);
+    let degraded = run_to_end(&lab, &for_two_seconds(strict), &Config::of(&lab).text());
+    assert_eq!((degraded.code, degraded.complaints().len()), (Some(0), 0), "{}", degraded.text);
+    let lines: Vec<_> = degraded.text.lines().filter(|line| line.contains("kernel sockets only")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("The verifier says: "), "{}", degraded.text);
+    assert_nothing_left(&lab);
+}
+
+/// The command line with SIGTERM after two seconds; the exit code is the daemon's.
+fn for_two_seconds(words: &str) -> String {
+    format!("timeout --preserve-status --signal=TERM 2 {words}")
+}
+
+/// What the systemd unit grants: these capabilities, and locked memory without bound, for which CAP_IPC_LOCK stands in
+/// where a test may not raise limits.
+#[test]
+fn the_units_capabilities_are_enough() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let config = Config::of(&lab).xdp("native").text();
+    let unit = "setpriv --bounding-set=-all,+net_admin,+net_raw,+bpf,+perfmon,+net_bind_service";
+    let run = run_to_end(&lab, &for_two_seconds(&format!("{unit},+ipc_lock netfwd run --config FILE")), &config);
+    assert!(run.code == Some(0) && run.text.contains("XDP native"), "{:?}\n{}", run.code, run.text);
+    assert_eq!(run.complaints().len(), 0, "{}", run.text);
+    assert_nothing_left(&lab);
+    run_to_end(&lab, &format!("prlimit --memlock=65536 {unit} netfwd run --config FILE"), &config)
+        .assert_one_line(1, &[UNDERLAY, "register the UMEM", "LimitMEMLOCK"]);
+    assert_nothing_left(&lab);
+}
+
+/// Wherever in its start it is: the end is a good one, or, before it listens, the signal's own.
+#[test]
+fn a_signal_during_the_start_leaves_nothing() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let config = Config::of(&lab).text();
+    for tenths in [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4] {
+        let words = format!("timeout --preserve-status --signal=TERM {tenths} netfwd run --config FILE");
+        let begun = Instant::now();
+        let run = run_to_end(&lab, &words, &config);
+        assert!(matches!(run.code, Some(0 | 143)), "{:?}\n{}", run.code, run.text);
+        assert!(begun.elapsed() < ENDS_WITHIN + Duration::from_secs(1), "{tenths} {:?} {}", begun.elapsed(), run.text);
+        assert_eq!(run.complaints().len(), 0, "{}", run.text);
+        assert_nothing_left(&lab);
+    }
+}
+
+/// An operator may delete the tunnel's device, or pull the underlay's cable; the daemon says so and ends as it should.
+#[test]
+fn devices_that_vanish_do_not_keep_it_from_ending_well() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let load = Load::start(&lab);
+    let mut netfwd = start(&lab, &Config::of(&lab));
+    load.wait_for_mebibytes(1, RECOVERS_WITHIN);
+    lab.gateway.ip("link delete vx7").unwrap();
+    let up = || netfwd.metrics().unwrap().metric("netfwd_tunnel_up", &[("tunnel", "vx7")]);
+    assert!(wait_until(Duration::from_secs(2), || up() == 0.0));
+    assert_eq!(netfwd.get("/healthz").unwrap(), "ok\n");
+    assert!(netfwd.stop().unwrap().success(), "{}", netfwd.log());
+    assert_nothing_left(&lab);
+    let mut netfwd = start(&lab, &Config::of(&lab));
+    load.wait_for_mebibytes(1, RECOVERS_WITHIN);
+    lab.gateway.ip(&format!("link delete {UNDERLAY}")).unwrap();
+    assert!(netfwd.get("/metrics").unwrap().contains("netfwd_build_info"));
+    let told = Instant::now();
+    assert!(netfwd.stop().unwrap().success() && told.elapsed() < ENDS_WITHIN, "{}", netfwd.log());
     assert_nothing_left(&lab);
 }
 

@@ -73,7 +73,7 @@ pub enum DeviceError {
         name: String,
     },
     /// Privileges are missing.
-    #[error("no permission to create {name} (needs CAP_NET_ADMIN)")]
+    #[error("no permission to create {name} (needs CAP_NET_ADMIN, and to read and write /dev/net/tun)")]
     Permission {
         /// The name.
         name: String,

@@ -6,7 +6,7 @@
 //!
 //! - Nothing is allocated per batch, and no byte is copied after the kernel's own copy.
 //! - Each worker has its own socket on the same address (`SO_REUSEPORT`); the kernel spreads flows by hash.
-//! - What the kernel dropped for want of buffer space is counted (`SO_RXQ_OVFL`).
+//! - What the kernel dropped for want of buffer space, or for a wrong outer checksum, is counted (`SO_RXQ_OVFL`).
 //!
 //! Not here: outer checksums. The kernel verifies them before it delivers.
 
@@ -111,8 +111,8 @@ impl ReceiveSocket {
         received
     }
 
-    /// Datagrams that the kernel dropped because the buffer was full, as far as the messages received since told. The
-    /// kernel counts an aggregate as one.
+    /// Datagrams that the kernel dropped because the buffer was full, or for their checksum (both are in `sk_drops`), as
+    /// far as the messages received since told. The kernel counts an aggregate as one.
     pub fn drops(&self) -> u64 {
         self.drops
     }

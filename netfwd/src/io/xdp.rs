@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
-use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use aya::{Ebpf, EbpfError, EbpfLoader, Pod, VerifierLogLevel};
 use netfwd_common::abi::{self, Action, Policy};
 use netfwd_common::reason::{DropReason, PassReason};
 use zerocopy::transmute;
@@ -34,10 +34,10 @@ type Bytes<const KEY: usize, const VALUE: usize> = HashMap<MapData, [u8; KEY], [
 pub enum XdpError {
     /// The object does not parse, or a map cannot be made.
     #[error("cannot load the eBPF object: {}", chain(.0))]
-    Object(#[from] EbpfError),
+    Object(EbpfError),
     /// The verifier refused the program, or privileges are missing.
-    #[error("the kernel refused the XDP program: {}", chain(.0))]
-    Program(#[from] ProgramError),
+    #[error("the kernel refused the XDP program: {}", refusal(.0))]
+    Program(ProgramError),
     /// A map operation failed.
     #[error("eBPF map: {}", chain(.0))]
     Map(#[from] MapError),
@@ -57,6 +57,19 @@ pub enum XdpError {
         /// The kernel's own text, and what helps.
         reason: String,
     },
+}
+
+// Neither is told as a source: whoever prints causes would print the verifier's pages, and all causes are in the text.
+impl From<EbpfError> for XdpError {
+    fn from(error: EbpfError) -> Self {
+        Self::Object(error)
+    }
+}
+
+impl From<ProgramError> for XdpError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
 }
 
 /// How to attach.
@@ -149,7 +162,9 @@ pub struct XdpProgram {
 impl XdpProgram {
     /// Loads the program and fills its maps.
     pub fn load(table: &ForwardingTable, policy: Policy) -> Result<Self, XdpError> {
-        let mut ebpf = EbpfLoader::new().load(OBJECT)?;
+        // Errors and statistics, not each instruction: a signal during verification ends it with EAGAIN, upon which aya
+        // asks for the log and tries again with ever larger buffers; with all instructions in it that takes seconds.
+        let mut ebpf = EbpfLoader::new().verifier_log_level(VerifierLogLevel::STATS).load(OBJECT)?;
         let mut program = Self {
             link: None,
             tunnels: take(&mut ebpf, abi::TUNNELS)?,
@@ -279,6 +294,14 @@ fn sums<const N: usize>(counters: &PerCpuArray<MapData, u64>) -> Result<[u64; N]
     Ok(sums)
 }
 
+/// The kernel's words on a program, and which capability it does not name.
+fn refusal(error: &ProgramError) -> String {
+    let text = chain(error);
+    // Pointer arithmetic is for those who may look at kernel addresses (allow_ptr_leaks in kernel/bpf/verifier.c).
+    let hint = if text.contains("for !root") { " (CAP_PERFMON is needed)" } else { "" };
+    text + hint
+}
+
 /// The kernel's words, with what an operator can do about the common cases.
 fn attach_reason(error: &ProgramError) -> String {
     let text = chain(error);
@@ -316,7 +339,12 @@ fn chain(error: &dyn Error) -> String {
 /// The verifier explains itself in thousands of lines of which the last says what was wrong, before its statistics.
 fn without_verifier_output(text: &str) -> String {
     let Some((before, output)) = text.split_once("Verifier output:") else { return text.to_owned() };
+<<<<<<< HEAD
     let is_statistics = |line: &str| line.starts_with("processed ") || line.starts_with("verification time");
+=======
+    let is_statistics =
+        |line: &str| ["verification time", "stack depth", "processed "].iter().any(|start| line.starts_with(start));
+>>>>>>> control
     let lines = output.lines().map(str::trim);
     match lines.rev().find(|line| !line.is_empty() && !is_statistics(line)) {
         Some(verdict) => format!("{before}The verifier says: {verdict}"),
@@ -332,7 +360,11 @@ mod tests {
     fn a_refusal_by_the_verifier_is_one_line_with_its_verdict() {
         let refused = "BPF_PROG_LOAD returned Permission denied (os error 13). Verifier output: ";
         let output = "0: R1=ctx() R10=fp0\n; fn (main.rs:1)\n0: (bf) r6 = r1\nR0 pointer arithmetic prohibited\n\
+<<<<<<< HEAD
                       verification time 12 usec\nprocessed 2 insns (limit 1000000) total_states 0\n";
+=======
+                      verification time 12 usec\nstack depth 88+0\nprocessed 2 insns (limit 1000000) total_states 0\n";
+>>>>>>> control
         assert_eq!(
             without_verifier_output(&format!("{refused}{output}")),
             "BPF_PROG_LOAD returned Permission denied (os error 13). The verifier says: R0 pointer arithmetic prohibited"

@@ -95,7 +95,7 @@ families! {
     TsoOutputPackets = COUNTER "netfwd_tso_output_packets_total" ["tunnel", "proto"];
     /// Failed sends to the underlay, before any retry.
     UdpSendErrors = COUNTER "netfwd_udp_send_errors_total" ["errno"];
-    /// Datagrams the kernel dropped because a receive buffer was full.
+    /// Datagrams the kernel dropped at a tunnel's socket: its receive buffer was full, or the outer checksum was wrong.
     UdpReceiveDrops = COUNTER "netfwd_udp_receive_drops_total" [];
     /// Time that workers spent on batches; the rest of their time they slept.
     WorkerBusy = COUNTER "netfwd_worker_busy_seconds_total" ["worker"];
