@@ -49,6 +49,37 @@ fn a_lonely_packet_does_not_wait() {
     rig.stop();
 }
 
+/// Full-sized ones do not fit an AF_XDP buffer; the short ones of the same flow must not overtake them.
+#[test]
+fn jumbo_frames_arrive_in_order_among_short_ones() {
+    let Some(rig) = Rig::start(Options { underlay_mtu: 9000, ..Options::default() }) else { return };
+    let ((), growth) = rig.during(|| {
+        rig.tcp_in(Family::V4, 2, 10_000_000);
+        rig.tcp_out(Family::V4, 2, 10_000_000);
+        for family in FAMILIES {
+            let (peer, gateway) = (&rig.lab.peer, &rig.lab.gateway);
+            let sizes = Sizes::Mixed(vec![8800, 100, 8800]);
+            udp_faithful(peer, gateway, rig.lab.gateway_address(family), sizes.clone(), 1_000);
+            udp_faithful(gateway, peer, rig.lab.peer_address(family), sizes, 1_000);
+        }
+    });
+    assert_eq!(growth.redirected(), 0.0);
+    rig.assert_nothing_lost();
+    rig.stop();
+}
+
+/// A fast underlay for a tunnel of ordinary packets.
+#[test]
+fn a_jumbo_underlay_does_not_slow_an_ordinary_tunnel_down() {
+    let tunnel = Tunnel::vxlan("vx7", 7).mtu(1500);
+    let options = Options { underlay_mtu: 9000, ..Options::with_tunnels([tunnel]) };
+    let Some(rig) = Rig::start(options) else { return };
+    let ((), growth) = rig.during(|| rig.a_little_of_everything());
+    assert!(growth.redirected() > 8_000_000.0 / 1500.0, "{} packets came through AF_XDP", growth.redirected());
+    rig.assert_nothing_lost();
+    rig.stop();
+}
+
 #[test]
 fn a_small_underlay_mtu_is_enough() {
     let Some(rig) = Rig::start(Options { underlay_mtu: 1350, ..Options::default() }) else { return };
