@@ -15,10 +15,10 @@ use netfwd_common::abi::Policy;
 use thiserror::Error;
 use tracing::info;
 
-use crate::config::{self, Queues, XdpMode};
+use crate::config::{self, Queues, XdpMode, overhead};
 use crate::control::links::Link;
 use crate::control::metrics::{Scrape, XskCounts};
-use crate::datapath::table::{ForwardingTable, VerifyPolicy};
+use crate::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy};
 use crate::io::ethtool;
 use crate::io::xdp::{self, AttachMode, AttachedMode, XdpProgram};
 use crate::io::xdp_log::XdpLog;
@@ -91,6 +91,15 @@ pub fn queue_count(config: &config::Underlay) -> Result<u32, UnderlayError> {
     })
 }
 
+/// A tunnel of this link whose full-sized datagrams need several buffers, if there is one.
+///
+/// XDP passes those to the kernel, and AF_XDP would carry the shorter ones of the same flow past them.
+fn oversized<'t>(link: &Link, table: &'t ForwardingTable) -> Option<&'t Tunnel> {
+    let longest = |tunnel: &Tunnel| usize::from(tunnel.mtu) + usize::from(overhead(tunnel.kind, tunnel.local));
+    let mut here = table.tunnels().iter().filter(|tunnel| link.addresses.contains(&tunnel.local));
+    here.find(|tunnel| ChunkSize::for_mtu(longest(tunnel), 0).is_none())
+}
+
 /// How packets of this underlay are vetted.
 pub fn verify_policy(config: &config::Underlay) -> VerifyPolicy {
     VerifyPolicy { verify: config.verify, accept_partial: config.accept_partial }
@@ -110,8 +119,16 @@ impl Underlay {
             info!("underlay {}: kernel sockets only (xdp = \"off\")", underlay.interface);
             return Ok(underlay);
         }
+        let may_fall_back = config.xdp == XdpMode::Auto && config.zero_copy != config::ZeroCopy::Require;
+        if may_fall_back && let Some(tunnel) = oversized(link, table) {
+            let (interface, name, mtu) = (&underlay.interface, &tunnel.name, tunnel.mtu);
+            info!(
+                "underlay {interface}: kernel sockets only: {name}'s MTU of {mtu} is more than an AF_XDP buffer holds"
+            );
+            return Ok(underlay);
+        }
         match underlay.accelerate(config, link, table, &mut queues[..count as usize]) {
-            Err(error) if config.xdp == XdpMode::Auto && config.zero_copy != config::ZeroCopy::Require => {
+            Err(error) if may_fall_back => {
                 info!("underlay {}: kernel sockets only: {error}", underlay.interface);
                 underlay.close();
             }

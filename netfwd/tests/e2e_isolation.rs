@@ -66,7 +66,8 @@ fn ping(from: &Namespace, target: IpAddr) {
     assert!(answer.contains(" 0% packet loss"), "{answer}");
 }
 
-/// A second tunnel with the addresses of the first, its devices moved to namespaces where those addresses are free.
+/// A second tunnel with the addresses of the first, MAC addresses included, its devices moved to namespaces where those
+/// addresses are free.
 struct Twins {
     rig: Rig,
     peer: Namespace,
@@ -75,7 +76,11 @@ struct Twins {
 
 impl Twins {
     fn start(tunnel: impl Fn(&str, u32) -> Tunnel) -> Option<Self> {
-        let rig = Rig::start(Options::with_tunnels([tunnel("vx7", 7), tunnel("vx8", 8)]))?;
+        let tunnels = [tunnel("vx7", 7), tunnel("vx8", 8)].map(|tunnel| tunnel.config_line(GATEWAY_MAC));
+        let rig = Rig::start(Options::with_tunnels(tunnels))?;
+        for device in ["vx7", "vx8"] {
+            rig.lab.peer.ip(&format!("link set {device} address 02:00:00:00:00:01")).expect("a MAC address");
+        }
         let away = |from: &Namespace, side| {
             let namespace = Namespace::create(&format!("{}8", from.name())).expect("a namespace");
             from.ip(&format!("link set vx8 netns {}", namespace.name())).expect("a moved device");
