@@ -217,6 +217,8 @@ reasons! {
         FlowLabel => "flow_label",
         /// DF clear and the IPv4 ID is not the next.
         IpId => "ip_id",
+        /// Shorter than the run's segments, and this kernel refuses UDP superframes with a short last one.
+        ShortSegment => "short_segment",
         /// Longer than the run's segments.
         LongerSegment => "longer_segment",
         /// The superframe would exceed 65,535 bytes.

@@ -22,22 +22,23 @@ use tracing::{info, warn};
 use crate::config::{self, Config};
 use crate::control::health::{Health, Heartbeat};
 use crate::control::links::Link;
-use crate::control::metrics::{Metrics, Scrape};
+use crate::control::metrics::{Family, Metrics, Scrape};
 use crate::control::preflight::{self, Problems, Ready};
 use crate::control::{Control, Stop, StopNotice};
 use crate::datapath::egress::Egress;
 use crate::datapath::fdb::Fdbs;
 use crate::datapath::gro::GroConfig;
 use crate::datapath::ingress::Ingress;
+use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::Counters;
 use crate::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy, address_bytes};
 use crate::io::socket::SocketError;
-use crate::io::tun::{DeviceError, DeviceOptions, OverlayDevice, TX_QUEUE_LEN, TunQueue};
+use crate::io::tun::{DeviceError, DeviceOptions, OverlayDevice, TX_QUEUE_LEN, TunQueue, TunQueues};
 use crate::io::tun_probe::WriteOffloads;
 use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
 use crate::io::udp_send::{SendPool, UdpSender};
 use crate::underlay::{self, Underlay, UnderlayError};
-use crate::worker::{Devices, Endpoint, Parts, Queue, Shared, Worker};
+use crate::worker::{Endpoint, Parts, Queue, Shared, Worker};
 
 /// Send sockets, and so source ports, of each local address.
 const SOURCE_PORTS: usize = 64;
@@ -142,7 +143,7 @@ impl Gateway {
     fn assemble(config: &Config, links: &[Link], mtus: &[u16]) -> Result<Self, RunError> {
         let table = Arc::new(config.forwarding_table(mtus));
         let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
-        let workers = counts.into_iter().max().unwrap_or(1) as usize;
+        let workers = counts.iter().copied().max().unwrap_or(1);
         let seed = RandomState::new().hash_one("netfwd");
         let (devices, offloads) = open_devices(config, &table, workers)?;
         let gro = gro_config(&config.gro, &offloads, seed);
@@ -150,13 +151,13 @@ impl Gateway {
         let pools = open_pools(&table)?;
         let mut queues: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
         let mut underlays = Vec::new();
-        for underlay in &config.underlays {
+        for (underlay, count) in config.underlays.iter().zip(counts) {
             // Preflight has seen the interface.
             let Some(link) = links.iter().find(|link| link.name == underlay.interface) else { continue };
-            underlays.push(Underlay::open(underlay, link, &table, &mut queues)?);
+            underlays.push(Underlay::open(underlay, link, &table, &mut queues[..count])?);
         }
-        let busy_poll = config.underlays.iter().any(|underlay| underlay.busy_poll);
         let parts = queues.into_iter().zip(devices).zip(endpoints).map(|((queues, devices), endpoints)| Parts {
+            busy_poll: queues.iter().any(Queue::is_busy_polled),
             queues,
             endpoints,
             devices,
@@ -164,7 +165,6 @@ impl Gateway {
             ingress: Ingress::new(&gro, VerifyPolicy::default()),
             egress: Egress::new(seed),
             counters: Arc::new(Counters::new(table.tunnels().len())),
-            busy_poll,
         });
         let workers = parts.collect();
         let fdbs = Arc::new(Fdbs::new(&table, seed));
@@ -238,6 +238,14 @@ impl Running {
                 underlay.report(scrape);
             }
         });
+        let shared = self.shared.clone();
+        metrics.add_source(move |scrape: &mut Scrape| {
+            for (index, tunnel) in (0..).map(TunnelIndex).zip(shared.table.tunnels()) {
+                if let Some(fdb) = shared.fdbs.get(index) {
+                    scrape.add(Family::FdbEntries, &[&tunnel.name], fdb.len() as u64);
+                }
+            }
+        });
         metrics
     }
 
@@ -289,7 +297,7 @@ fn open_devices(
     config: &Config,
     table: &ForwardingTable,
     workers: usize,
-) -> Result<(Vec<Devices>, WriteOffloads), RunError> {
+) -> Result<(Vec<TunQueues>, WriteOffloads), RunError> {
     let mut by_worker: Vec<Vec<TunQueue>> = (0..workers).map(|_| Vec::new()).collect();
     let mut offloads = WriteOffloads::NONE;
     for (tunnel, configured) in table.tunnels().iter().zip(&config.tunnels) {
@@ -309,7 +317,7 @@ fn open_devices(
             owner.push(queue);
         }
     }
-    Ok((by_worker.into_iter().map(Devices).collect(), offloads))
+    Ok((by_worker.into_iter().map(TunQueues::new).collect(), offloads))
 }
 
 /// The configured rules, narrowed to what the kernel takes.
@@ -320,6 +328,7 @@ fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) 
         udp_exclude_ports: config.udp_exclude_ports.clone(),
         udp_zero_checksum: config.udp_zero_checksum,
         max_udp_segments: offloads.udp_segments as u16,
+        udp_short_last: offloads.udp_short_last,
         hash_secret,
     }
 }

@@ -11,13 +11,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use netfwd_common::abi::Policy;
+use netfwd_common::abi::{MAX_QUEUES, Policy};
 use thiserror::Error;
 use tracing::info;
 
 use crate::config::{self, Queues, XdpMode, overhead};
 use crate::control::links::Link;
-use crate::control::metrics::{Scrape, XskCounts};
+use crate::control::metrics::{Family, Scrape, XskCounts};
 use crate::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy};
 use crate::io::ethtool;
 use crate::io::xdp::{self, AttachMode, AttachedMode, XdpProgram};
@@ -68,7 +68,8 @@ pub enum UnderlayError {
 pub struct Underlay {
     /// Its name.
     pub interface: String,
-    program: Option<Arc<XdpProgram>>,
+    queues: usize,
+    program: Option<XdpProgram>,
     log: Option<XdpLog>,
     sockets: Vec<Watched>,
 }
@@ -82,13 +83,14 @@ struct Watched {
 }
 
 /// How many receive queues of `config`'s interface get a worker.
-pub fn queue_count(config: &config::Underlay) -> Result<u32, UnderlayError> {
+pub fn queue_count(config: &config::Underlay) -> Result<usize, UnderlayError> {
     let available = ethtool::receive_queues(&config.interface)
         .map_err(|source| UnderlayError::Channels { interface: config.interface.clone(), source })?;
-    Ok(match config.queues {
-        Queues::All => available,
-        Queues::Count(count) => available.min(u32::from(count)),
-    })
+    let wanted = match config.queues {
+        Queues::All => MAX_QUEUES,
+        Queues::Count(count) => u32::from(count),
+    };
+    Ok(available.min(wanted) as usize)
 }
 
 /// A tunnel of this link whose full-sized datagrams need several buffers, if there is one.
@@ -106,15 +108,20 @@ pub fn verify_policy(config: &config::Underlay) -> VerifyPolicy {
 }
 
 impl Underlay {
-    /// Attaches XDP as configured and opens a socket per queue; `queues` receives them, by queue.
+    /// Attaches XDP as configured and opens a socket for each of `queues`, which receives it.
     pub fn open(
         config: &config::Underlay,
         link: &Link,
         table: &ForwardingTable,
         queues: &mut [Vec<worker::Queue>],
     ) -> Result<Self, UnderlayError> {
-        let mut underlay = Self { interface: config.interface.clone(), program: None, log: None, sockets: Vec::new() };
-        let count = queue_count(config)?;
+        let mut underlay = Self {
+            interface: config.interface.clone(),
+            queues: queues.len(),
+            program: None,
+            log: None,
+            sockets: Vec::new(),
+        };
         if config.xdp == XdpMode::Off {
             info!("underlay {}: kernel sockets only (xdp = \"off\")", underlay.interface);
             return Ok(underlay);
@@ -127,7 +134,7 @@ impl Underlay {
             );
             return Ok(underlay);
         }
-        match underlay.accelerate(config, link, table, &mut queues[..count as usize]) {
+        match underlay.accelerate(config, link, table, queues) {
             Err(error) if may_fall_back => {
                 info!("underlay {}: kernel sockets only: {error}", underlay.interface);
                 underlay.close();
@@ -166,7 +173,7 @@ impl Underlay {
         for ((queue, socket), owner) in (0..).zip(opened).zip(queues) {
             owner.push(self.watch(config, queue, socket)?);
         }
-        self.program = Some(Arc::new(program));
+        self.program = Some(program);
         info!("underlay {}: {}", self.interface, self.describe(attached));
         Ok(())
     }
@@ -181,7 +188,7 @@ impl Underlay {
         let statistics = socket.as_fd().try_clone_to_owned().map_err(failed)?;
         let gauges = Arc::new(FrameGauges::default());
         self.sockets.push(Watched { queue, mode: socket.mode().as_str(), statistics, gauges: gauges.clone() });
-        Ok(worker::Queue::new(socket, verify_policy(config), gauges))
+        Ok(worker::Queue::new(socket, verify_policy(config), config.busy_poll, gauges))
     }
 
     fn describe(&self, mode: AttachedMode) -> String {
@@ -195,11 +202,6 @@ impl Underlay {
         self.program = None;
         self.log = None;
         self.sockets.clear();
-    }
-
-    /// The XDP program, if there is one.
-    pub fn program(&self) -> Option<&Arc<XdpProgram>> {
-        self.program.as_ref()
     }
 
     /// The program's debug lines, where they are switched on, once.
@@ -218,12 +220,16 @@ impl Underlay {
         for socket in &self.sockets {
             socket.report(&self.interface, scrape);
         }
+        for queue in self.sockets.len()..self.queues {
+            scrape.add(Family::XskMode, &[&self.interface, &queue.to_string(), "off"], 1);
+        }
     }
 }
 
 impl Watched {
     fn report(&self, interface: &str, scrape: &mut Scrape) {
-        let counted = XdpStatistics::read(self.statistics.as_fd()).unwrap_or_default();
+        // Zeros instead would look like a restart.
+        let Ok(counted) = XdpStatistics::read(self.statistics.as_fd()) else { return };
         let counts = XskCounts {
             mode: self.mode,
             rx_dropped: counted.rx_dropped,

@@ -18,11 +18,10 @@ use crate::datapath::egress::{Egress, Surroundings};
 use crate::datapath::fdb::{Fdbs, Learned};
 use crate::datapath::ingress::{Ingress, Origin, Received};
 use crate::datapath::packet::TunnelIndex;
-use crate::datapath::seam::{FrameSink, OverlayFrame};
 use crate::datapath::stats::{Counters, Direction};
 use crate::datapath::table::{ForwardingTable, VerifyPolicy, address_bytes};
 use crate::datapath::tunnel::decap::SocketOrigin;
-use crate::io::tun::{READ_LEN, TunQueue};
+use crate::io::tun::{READ_LEN, TunQueues};
 use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
 use crate::io::udp_send::UdpSender;
 use crate::io::xsk;
@@ -32,6 +31,8 @@ use crate::published::FrameGauges;
 pub const BATCH: usize = 256;
 /// Superframes read from one device before the others get their turn.
 const DEVICE_BURST: usize = 16;
+/// Batches of each source that are taken after the stop: a full RX ring of 2,048 packets.
+const DRAIN_ROUNDS: usize = 8;
 /// Longest sleep: the pulse stays fresh on an idle gateway.
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -41,15 +42,21 @@ pub struct Queue {
     socket: xsk::Socket,
     batch: xsk::RxBatch,
     verify: VerifyPolicy,
+    busy_poll: bool,
     gauges: Arc<FrameGauges>,
 }
 
 impl Queue {
     /// A queue whose unverified packets are vetted by `verify`.
-    pub fn new(socket: xsk::Socket, verify: VerifyPolicy, gauges: Arc<FrameGauges>) -> Self {
+    pub fn new(socket: xsk::Socket, verify: VerifyPolicy, busy_poll: bool, gauges: Arc<FrameGauges>) -> Self {
         let batch = socket.batch(BATCH);
         gauges.publish(socket.frame_counts());
-        Self { socket, batch, verify, gauges }
+        Self { socket, batch, verify, busy_poll, gauges }
+    }
+
+    /// Whether its driver is to be polled instead of waited for.
+    pub fn is_busy_polled(&self) -> bool {
+        self.busy_poll
     }
 }
 
@@ -63,16 +70,6 @@ pub struct Endpoint {
     pub port: u16,
     /// How its packets are vetted.
     pub verify: VerifyPolicy,
-}
-
-/// This worker's queue of every tunnel's device, by tunnel index.
-pub struct Devices(pub Vec<TunQueue>);
-
-impl FrameSink for Devices {
-    fn write(&mut self, frame: &OverlayFrame<'_>) -> io::Result<()> {
-        let device = self.0.get_mut(usize::from(frame.tunnel.0)).ok_or(io::ErrorKind::NotFound)?;
-        device.write(frame.slices)
-    }
 }
 
 /// What all workers share.
@@ -93,7 +90,7 @@ pub struct Parts {
     /// One per tunnel address and port.
     pub endpoints: Vec<Endpoint>,
     /// One per tunnel.
-    pub devices: Devices,
+    pub devices: TunQueues,
     /// The way out.
     pub sender: UdpSender,
     /// Underlay → overlay.
@@ -158,7 +155,7 @@ impl Worker {
         for (index, endpoint) in worker.parts.endpoints.iter().enumerate() {
             worker.watch(&endpoint.socket, Ready::Endpoint(index))?;
         }
-        for (index, device) in worker.parts.devices.0.iter().enumerate() {
+        for (index, device) in worker.parts.devices.iter().enumerate() {
             worker.watch(device, Ready::Device(index))?;
         }
         Ok(worker)
@@ -184,13 +181,17 @@ impl Worker {
                 Err(error) => return Err(error.into()),
             }
             let started = Instant::now();
+            if self.parts.busy_poll {
+                // The driver is polled by the receive call, so nothing may become readable before it.
+                (0..self.parts.queues.len()).for_each(|index| self.serve(Ready::Queue(index), started));
+            }
             for event in &events {
                 match Ready::from_token(event.data.u64()) {
                     Ready::Stop => return self.drain(),
                     ready => self.serve(ready, started),
                 }
             }
-            if !events.is_empty() {
+            if !events.is_empty() || self.parts.busy_poll {
                 self.parts.counters.busy_nanoseconds.add(started.elapsed().as_nanos() as u64);
             }
         }
@@ -260,7 +261,7 @@ impl Worker {
         let Parts { devices, egress, sender, counters, .. } = &mut self.parts;
         let around = Surroundings { table: &self.shared.table, fdbs: &self.shared.fdbs, counters, now_seconds };
         let tunnel = TunnelIndex(index as u16);
-        let Some(device) = devices.0.get_mut(index) else { return };
+        let Some(device) = devices.get_mut(tunnel) else { return };
         for _ in 0..DEVICE_BURST {
             match device.read(&mut self.frame) {
                 Ok(Some(len)) => egress.run(&around, tunnel, &mut self.frame[..len.min(READ_LEN)], sender),
@@ -280,14 +281,11 @@ impl Worker {
     /// What arrived before XDP was detached and the stop was seen still goes out, within bounds.
     fn drain(mut self) -> io::Result<()> {
         let now = Instant::now();
-        for index in 0..self.parts.queues.len() {
-            self.serve(Ready::Queue(index), now);
-        }
-        for index in 0..self.parts.endpoints.len() {
-            self.serve(Ready::Endpoint(index), now);
-        }
-        for index in 0..self.parts.devices.0.len() {
-            self.serve(Ready::Device(index), now);
+        let devices = self.parts.devices.iter().count();
+        for _ in 0..DRAIN_ROUNDS {
+            (0..self.parts.queues.len()).for_each(|index| self.serve(Ready::Queue(index), now));
+            (0..self.parts.endpoints.len()).for_each(|index| self.serve(Ready::Endpoint(index), now));
+            (0..devices).for_each(|index| self.serve(Ready::Device(index), now));
         }
         Ok(())
     }

@@ -47,7 +47,17 @@ impl Header {
     }
 }
 
+/// Next header: mobility (RFC 6275).
+pub const MOBILITY: u8 = 135;
+/// Next header: host identity protocol (RFC 7401).
+pub const HIP: u8 = 139;
+/// Next header: Shim6 (RFC 5533).
+pub const SHIM6: u8 = 140;
+
 /// Whether `next_header` names an extension header that this project knows to walk or to stop at.
 pub const fn is_extension(next_header: u8) -> bool {
-    matches!(next_header, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
+    matches!(
+        next_header,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY | HIP | SHIM6
+    )
 }

@@ -120,8 +120,9 @@ impl AddressPair {
         if self.head & IPV6 == 0 {
             return mix(a ^ secret, self.head ^ 0xd6e8_feb8_6659_fd93);
         }
-        let low = mix(a ^ secret, b ^ 0x9e37_79b9_7f4a_7c15);
-        let high = mix(c ^ secret.rotate_left(32), d ^ 0xc2b2_ae3d_27d4_eb4f);
+        // Both factors of each product are secret: a sender who could make one zero would choose the hash.
+        let low = mix(a ^ secret, b ^ secret.rotate_left(17) ^ 0x9e37_79b9_7f4a_7c15);
+        let high = mix(c ^ secret.rotate_left(32), d ^ secret.rotate_left(49) ^ 0xc2b2_ae3d_27d4_eb4f);
         mix(low ^ self.head, high ^ 0xd6e8_feb8_6659_fd93)
     }
 }

@@ -18,9 +18,6 @@ use zerocopy::FromBytes;
 
 use super::packet::Link;
 
-/// IPv6 extension headers beyond those of [`ipv6`] whose length field counts eight bytes: mobility, HIP, Shim6.
-const OTHER_EXTENSIONS: [u8; 3] = [135, 139, 140];
-
 /// The family of an IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -168,7 +165,7 @@ impl Network {
 fn walk_extensions(packet: &[u8], first: u8, start: usize) -> Option<Transport> {
     let (mut protocol, mut offset) = (first, start);
     // Every turn moves `offset` on by at least eight bytes, so the packet's end ends the walk.
-    while ipv6::is_extension(protocol) || OTHER_EXTENSIONS.contains(&protocol) {
+    while ipv6::is_extension(protocol) {
         let [next, length] = load(packet, offset)?;
         offset += match protocol {
             ipv6::FRAGMENT => return None,

@@ -31,8 +31,8 @@ use super::tun_probe::{self, WriteOffloads};
 use crate::datapath::packet::{Link, TunnelIndex};
 use crate::datapath::seam::{FrameSink, OverlayFrame};
 
-/// Room for any frame that a device hands over: the vnet header, an Ethernet header with a tag, 64 KiB.
-pub const READ_LEN: usize = vnet::HEADER_LEN + 18 + (1 << 16);
+/// Room for any frame that a device hands over: the vnet header, an Ethernet header with two tags, 64 KiB.
+pub const READ_LEN: usize = vnet::HEADER_LEN + 14 + 2 * 4 + (1 << 16);
 /// Default of [`DeviceOptions::tx_queue_len`]. The kernel's 500 drops silently at a few Gbit/s.
 pub const TX_QUEUE_LEN: u32 = 10_000;
 /// How long a name may stay taken: a daemon that was killed a moment ago takes its devices with it.

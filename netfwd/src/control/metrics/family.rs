@@ -93,7 +93,7 @@ families! {
     TunQueueDrops = COUNTER "netfwd_tun_queue_drops_total" ["tunnel"];
     /// Segments cut from superframes read from the device.
     TsoOutputPackets = COUNTER "netfwd_tso_output_packets_total" ["tunnel", "proto"];
-    /// Failed sends to the underlay, before any retry.
+    /// Sends to the underlay that failed for good, after the retry.
     UdpSendErrors = COUNTER "netfwd_udp_send_errors_total" ["errno"];
     /// Datagrams the kernel dropped at a tunnel's socket: its receive buffer was full, or the outer checksum was wrong.
     UdpReceiveDrops = COUNTER "netfwd_udp_receive_drops_total" [];

@@ -149,6 +149,8 @@ fn examine_ipv4(packet: &InnerPacket<'_>, ip: usize, rules: &Rules) -> Result<(F
         return Err(Alone { reason: FlushReason::Length, proto, barrier: Barrier::Pair(pair) });
     }
     subject.refuse_if(header.header_len() > ipv4::HEADER_LEN, FlushReason::IpOptions)?;
+    // 0xFFFF verifies, being the other zero, but the kernel would write 0x0000 when it cuts.
+    subject.refuse_if(header.checksum.get() == 0xffff, FlushReason::Checksum)?;
     subject.transport(rules, Family::V4, ip, fields.word(), fields.id())
 }
 

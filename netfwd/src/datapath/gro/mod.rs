@@ -55,6 +55,8 @@ pub struct GroConfig {
     pub udp_zero_checksum: bool,
     /// Datagrams per superframe: 64, or 128 where a probe showed that the kernel takes them.
     pub max_udp_segments: u16,
+    /// Whether the last datagram of a superframe may be shorter: some kernels refuse that.
+    pub udp_short_last: bool,
     /// Secret of the flow hash, drawn at random at start so that senders cannot aim for collisions.
     pub hash_secret: u64,
 }
@@ -67,6 +69,7 @@ impl Default for GroConfig {
             udp_exclude_ports: Vec::new(),
             udp_zero_checksum: false,
             max_udp_segments: 64,
+            udp_short_last: true,
             hash_secret: 0x5bd1_e995_9d1b_58d3,
         }
     }
@@ -79,6 +82,7 @@ struct Rules {
     udp: bool,
     udp_zero_checksum: bool,
     max_udp_segments: u16,
+    udp_short_last: bool,
     hash_secret: u64,
     /// One bit per port; empty when no port is excluded.
     excluded: Box<[u64]>,
@@ -96,6 +100,7 @@ impl Rules {
             udp: config.udp,
             udp_zero_checksum: config.udp_zero_checksum,
             max_udp_segments: config.max_udp_segments,
+            udp_short_last: config.udp_short_last,
             hash_secret: config.hash_secret,
             excluded,
         }
@@ -335,6 +340,7 @@ impl Run {
             _ if payload > self.gso_size() => Some(FlushReason::LongerSegment),
             _ if self.length + u32::from(payload) > MAX_LENGTH => Some(FlushReason::MaxLength),
             Transport::Udp(_) if self.count >= rules.max_udp_segments => Some(FlushReason::MaxSegments),
+            Transport::Udp(_) if payload < self.gso_size() && !rules.udp_short_last => Some(FlushReason::ShortSegment),
             _ => None,
         }
     }

@@ -26,7 +26,8 @@ pub(super) fn examine(segment: &[u8], checksums: Checksums) -> Result<(Transport
     if header_len < HEADER_LEN || header_len > segment.len() {
         return Err(FlushReason::Length);
     }
-    if checksums != Checksums::Verified {
+    // 0xFFFF verifies, being the other zero, but the kernel would write 0x0000 when it cuts.
+    if checksums != Checksums::Verified || header.checksum.get() == 0xffff {
         return Err(FlushReason::Checksum);
     }
     if !flags_can_merge(header) {

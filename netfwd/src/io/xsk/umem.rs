@@ -61,8 +61,8 @@ impl ChunkSize {
 struct Area {
     mapping: Mapping,
     chunk_size: ChunkSize,
-    /// Chunks whose frames were dropped instead of released.
-    dropped: Mutex<Vec<u32>>,
+    /// Chunks whose frames were dropped instead of released, and where their packets start.
+    dropped: Mutex<Vec<(u32, u16)>>,
     /// Whether `dropped` has entries: spares the lock.
     has_dropped: AtomicBool,
 }
@@ -94,7 +94,11 @@ struct Owned {
 
 impl Frame {
     fn new(area: &Arc<Area>, chunk: u32) -> Self {
-        Self(Box::new(Owned { area: Arc::clone(area), chunk, start: 0, length: 0 }))
+        Self::starting_at(area, chunk, 0)
+    }
+
+    fn starting_at(area: &Arc<Area>, chunk: u32, start: u16) -> Self {
+        Self(Box::new(Owned { area: Arc::clone(area), chunk, start, length: 0 }))
     }
 
     /// The received bytes.
@@ -151,9 +155,9 @@ impl Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        self.erase_metadata();
-        let Owned { area, chunk, .. } = &*self.0;
-        area.dropped.lock().unwrap_or_else(PoisonError::into_inner).push(*chunk);
+        // The chunk itself is not touched: at the end of a UMEM the kernel may not have let go of it yet.
+        let Owned { area, chunk, start, .. } = &*self.0;
+        area.dropped.lock().unwrap_or_else(PoisonError::into_inner).push((*chunk, *start));
         area.has_dropped.store(true, Ordering::Release);
     }
 }
@@ -276,8 +280,9 @@ impl Umem {
         let mut dropped = self.area.dropped.lock().unwrap_or_else(PoisonError::into_inner);
         // Under the lock, so that no drop falls between.
         self.area.has_dropped.store(false, Ordering::Relaxed);
-        for chunk in dropped.drain(..) {
-            self.free.push(Frame::new(&self.area, chunk));
+        for (chunk, start) in dropped.drain(..) {
+            // `lend` erases the record in front of the start.
+            self.free.push(Frame::starting_at(&self.area, chunk, start));
         }
         true
     }
