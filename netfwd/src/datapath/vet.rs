@@ -10,12 +10,12 @@
 //!
 //! Only one thing is ever written: an unfinished (*partial*) checksum, when the operator asked for that.
 
-use netfwd_common::abi::{ChecksumVerdict, Verify};
+use netfwd_common::abi::{ChecksumVerdict, Verify, map_ipv4};
 use netfwd_common::checksum::Sum;
 use netfwd_common::cursor::Cursor;
 use netfwd_common::reason::DropReason;
 use netfwd_common::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use super::flow::{Family, locate_ip};
 use super::packet::{Checksums, Link};
@@ -40,7 +40,10 @@ impl Vetted {
 }
 
 /// Vets the packet in `bytes`, of which XDP found out `verdict`.
-#[inline]
+///
+/// Always inline: returned through memory, the answer's small fields would be written one by one and read as one word,
+/// and such a read waits for all the writes.
+#[inline(always)]
 pub fn vet(bytes: &mut [u8], link: Link, verdict: ChecksumVerdict, policy: VerifyPolicy) -> Result<Vetted, DropReason> {
     let Some((offset, family)) = locate_ip(link, bytes) else { return vet_non_ip(bytes, link) };
     let inner = Inner::parse(bytes.get(offset..).unwrap_or_default(), family)?;
@@ -49,8 +52,11 @@ pub fn vet(bytes: &mut [u8], link: Link, verdict: ChecksumVerdict, policy: Verif
         ChecksumVerdict::Verified | ChecksumVerdict::Absent | ChecksumVerdict::Bad => Vetted::new(len, verdict.into()),
         ChecksumVerdict::Unverified | ChecksumVerdict::Partial => {
             let packet = bytes.get_mut(offset..len).unwrap_or_default();
-            let finding = inner.verify(packet);
-            Vetted { len, ..inner.judge(packet, finding, policy)? }
+            match inner.verify(packet) {
+                // Nearly always; what is left may be a call.
+                Finding::Verified => Vetted::new(len, Checksums::Verified),
+                finding => Vetted { len, ..inner.judge(packet, finding, policy)? },
+            }
         }
     };
     // The damage may be in the length itself: what is bad goes on as it came.
@@ -131,7 +137,7 @@ impl Inner {
     }
 
     /// Applies the policy.
-    #[inline]
+    #[inline(never)]
     fn judge(&self, packet: &mut [u8], finding: Finding, policy: VerifyPolicy) -> Result<Vetted, DropReason> {
         let reason = match finding {
             Finding::Opaque => return Ok(Vetted::new(0, Checksums::Unverified)),
@@ -266,21 +272,30 @@ pub(super) fn source_address(ip: &[u8], family: Family) -> Option<std::net::IpAd
     }
 }
 
-/// The destination of a UDP datagram at the start of `ip`: address as map keys hold it, and port.
+/// The destination address in the IP header at the start of `ip`, as map keys hold it.
+pub(super) fn destination_address(ip: &[u8], family: Family) -> Option<[u8; 16]> {
+    match family {
+        Family::V4 => ipv4::Header::ref_from_prefix(ip).ok().map(|(header, _)| map_ipv4(header.destination)),
+        Family::V6 => ipv6::Header::ref_from_prefix(ip).ok().map(|(header, _)| header.destination),
+    }
+}
+
+/// The destination port of a UDP datagram at the start of `ip`.
 ///
 /// `None` for everything else, and for fragments, whose ports cannot be trusted to be there.
-pub(super) fn udp_destination(ip: &[u8], family: Family) -> Option<([u8; 16], u16)> {
-    let (address, header_len) = match family {
+#[inline]
+pub(super) fn udp_destination_port(ip: &[u8], family: Family) -> Option<u16> {
+    let (is_udp, header_len) = match family {
         Family::V4 => {
             let (header, _) = ipv4::Header::ref_from_prefix(ip).ok()?;
-            let is_udp = header.protocol == IPPROTO_UDP && header.fragment.get() & ipv4::OFFSET_MASK == 0;
-            is_udp.then(|| (netfwd_common::abi::map_ipv4(header.destination), header.header_len()))?
+            let is_whole = header.fragment.get() & ipv4::OFFSET_MASK == 0;
+            (header.protocol == IPPROTO_UDP && is_whole, header.header_len())
         }
         Family::V6 => {
             let (header, _) = ipv6::Header::ref_from_prefix(ip).ok()?;
-            (header.next_header == IPPROTO_UDP).then_some((header.destination, header.as_bytes().len()))?
+            (header.next_header == IPPROTO_UDP, ipv6::HEADER_LEN)
         }
     };
-    let (header, _) = udp::Header::ref_from_prefix(ip.get(header_len..)?).ok()?;
-    Some((address, header.destination_port.get()))
+    let segment = ip.get(header_len..).filter(|_| is_udp)?;
+    udp::Header::ref_from_prefix(segment).ok().map(|(header, _)| header.destination_port.get())
 }

@@ -15,13 +15,12 @@ use netfwd_common::abi::{
 use netfwd_common::classify::{Lookup, Verdict, classify};
 use netfwd_common::reason::{DropReason, PassReason};
 use netfwd_common::wire::vxlan;
-use zerocopy::FromBytes;
 
 use crate::datapath::ecn;
 use crate::datapath::flow::{Family, locate_ip};
 use crate::datapath::packet::{Link, RemoteIndex, TunnelIndex};
 use crate::datapath::table::{ForwardingTable, VerifyPolicy};
-use crate::datapath::vet::{source_address, udp_destination};
+use crate::datapath::vet::{destination_address, source_address, udp_destination_port};
 
 /// A datagram out of its outer headers.
 #[derive(Debug)]
@@ -66,8 +65,7 @@ pub fn open_frame<'a>(
     metadata: Option<[u8; 16]>,
     policy: VerifyPolicy,
 ) -> Result<Decapsulated<'a>, DropReason> {
-    let record = metadata.and_then(|bytes| Metadata::read_from_bytes(&bytes).ok());
-    match record {
+    match metadata.map(|bytes| -> Metadata { zerocopy::transmute!(bytes) }) {
         Some(record) if record.magic == METADATA_MAGIC && record.version == METADATA_VERSION => {
             open_recorded(table, frame, &record)
         }
@@ -217,6 +215,9 @@ impl Decapsulated<'_> {
 /// Whether the inner packet would come back to one of our tunnels: a loop, or a way around the exact match.
 #[inline]
 fn is_nested(table: &ForwardingTable, ip: &[u8], family: Family) -> bool {
-    let Some((local, port)) = udp_destination(ip, family) else { return false };
-    table.is_endpoint_port(port) && table.endpoint(&EndpointKey { local, port, reserved: 0 }).is_some()
+    let Some(port) = udp_destination_port(ip, family).filter(|&port| table.is_endpoint_port(port)) else {
+        return false;
+    };
+    destination_address(ip, family)
+        .is_some_and(|local| table.endpoint(&EndpointKey { local, port, reserved: 0 }).is_some())
 }
