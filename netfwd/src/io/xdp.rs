@@ -339,12 +339,8 @@ fn chain(error: &dyn Error) -> String {
 /// The verifier explains itself in thousands of lines of which the last says what was wrong, before its statistics.
 fn without_verifier_output(text: &str) -> String {
     let Some((before, output)) = text.split_once("Verifier output:") else { return text.to_owned() };
-<<<<<<< HEAD
-    let is_statistics = |line: &str| line.starts_with("processed ") || line.starts_with("verification time");
-=======
     let is_statistics =
         |line: &str| ["verification time", "stack depth", "processed "].iter().any(|start| line.starts_with(start));
->>>>>>> control
     let lines = output.lines().map(str::trim);
     match lines.rev().find(|line| !line.is_empty() && !is_statistics(line)) {
         Some(verdict) => format!("{before}The verifier says: {verdict}"),
@@ -360,11 +356,7 @@ mod tests {
     fn a_refusal_by_the_verifier_is_one_line_with_its_verdict() {
         let refused = "BPF_PROG_LOAD returned Permission denied (os error 13). Verifier output: ";
         let output = "0: R1=ctx() R10=fp0\n; fn (main.rs:1)\n0: (bf) r6 = r1\nR0 pointer arithmetic prohibited\n\
-<<<<<<< HEAD
-                      verification time 12 usec\nprocessed 2 insns (limit 1000000) total_states 0\n";
-=======
                       verification time 12 usec\nstack depth 88+0\nprocessed 2 insns (limit 1000000) total_states 0\n";
->>>>>>> control
         assert_eq!(
             without_verifier_output(&format!("{refused}{output}")),
             "BPF_PROG_LOAD returned Permission denied (os error 13). The verifier says: R0 pointer arithmetic prohibited"
