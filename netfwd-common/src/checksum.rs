@@ -26,6 +26,10 @@ impl Sum {
 
     /// Adds a piece of a packet.
     #[must_use]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "`+` adds sums, and chains of `add`, `add_u16`, `add_u32` read alike"
+    )]
     pub fn add(self, bytes: &[u8]) -> Self {
         self + Self(sum_words(bytes))
     }

@@ -124,6 +124,10 @@ reasons! {
         SendError => "send_error",
         /// The metadata record of XDP contradicts the frame.
         BadMetadata => "bad_metadata",
+        /// The kernel delivered a chunk that it did not have, or bytes outside of it.
+        XskDescriptor => "xsk_descriptor",
+        /// A packet in several chunks with a part missing, or longer than any IP packet.
+        Unassembled => "unassembled",
     }
 }
 

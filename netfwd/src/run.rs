@@ -8,20 +8,22 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{self, Config};
 use crate::control::health::{Health, Heartbeat};
 use crate::control::links::Link;
 use crate::control::metrics::{Metrics, Scrape};
-use crate::control::preflight::{self, Problems};
+use crate::control::preflight::{self, Problems, Ready};
 use crate::control::{Control, Stop, StopNotice};
 use crate::datapath::egress::Egress;
 use crate::datapath::fdb::Fdbs;
@@ -31,7 +33,7 @@ use crate::datapath::stats::Counters;
 use crate::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy, address_bytes};
 use crate::io::socket::SocketError;
 use crate::io::tun::{DeviceError, DeviceOptions, OverlayDevice, TX_QUEUE_LEN, TunQueue};
-use crate::io::tun_probe::{self, WriteOffloads};
+use crate::io::tun_probe::WriteOffloads;
 use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
 use crate::io::udp_send::{SendPool, UdpSender};
 use crate::underlay::{self, Underlay, UnderlayError};
@@ -39,6 +41,12 @@ use crate::worker::{Devices, Endpoint, Parts, Queue, Shared, Worker};
 
 /// Send sockets, and so source ports, of each local address.
 const SOURCE_PORTS: usize = 64;
+/// How long names and ports of a killed predecessor may stay taken.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two looks at something that takes a moment.
+const RETRY: Duration = Duration::from_millis(10);
+/// How long workers may take for what has arrived.
+const STOP_WITHIN: Duration = Duration::from_millis(1500);
 /// How often the forwarding databases are swept.
 const AGEING: Duration = Duration::from_secs(10);
 /// How often XDP's debug lines are fetched, where they are switched on.
@@ -74,9 +82,9 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 /// Runs the gateway until it is told to end.
 pub fn run(config: Config) -> Result<(), RunError> {
     let mut control = Control::start().map_err(system("cannot start the control thread"))?;
+    raise_file_limit();
     preflight::privileges(&config)?;
-    let links = control.links().map_err(system("cannot list the interfaces"))?;
-    let ready = preflight::check(&config, &links)?;
+    let (links, ready) = find_ready(&control, &config)?;
     let gateway = Gateway::assemble(&config, &links, &ready.mtus)?;
     let notice = StopNotice::default();
     let health = Arc::new(Health::default());
@@ -89,6 +97,28 @@ pub fn run(config: Config) -> Result<(), RunError> {
     match stop {
         Stop::Signal(_) => Ok(()),
         Stop::Failure(reason) => Err(RunError::Failed(reason)),
+    }
+}
+
+/// Each tunnel has a descriptor per worker and each local address a pool of sockets: the usual soft limit of 1,024 is for
+/// programs that call `select`.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        info!("the limit of open files stays at {:?}: {error}", limit.current);
+    }
+}
+
+/// The interfaces, and the machine found ready. A predecessor that was killed a moment ago may still hold names and ports.
+fn find_ready(control: &Control, config: &Config) -> Result<(Vec<Link>, Ready), RunError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let links = control.links().map_err(system("cannot list the interfaces"))?;
+        match preflight::check(config, &links) {
+            Ok(ready) => return Ok((links, ready)),
+            Err(problems) if problems.may_pass() && Instant::now() < deadline => thread::sleep(RETRY),
+            Err(problems) => return Err(problems.into()),
+        }
     }
 }
 
@@ -179,7 +209,7 @@ fn spawn(
     heartbeat: Heartbeat,
     notice: StopNotice,
 ) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+    thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         if let Some(cpu) = cpu {
             let mut only = CpuSet::new();
             only.set(cpu);
@@ -187,8 +217,11 @@ fn spawn(
                 info!("worker {index}: not pinned to CPU {cpu}: {error}");
             }
         }
-        if let Err(error) = worker.run(&heartbeat) {
-            notice.fail(format!("worker {index}: {error}"));
+        // A gateway that lost a worker would black-hole that worker's queue: better to end, and be started again.
+        match catch_unwind(AssertUnwindSafe(|| worker.run(&heartbeat))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => notice.fail(format!("worker {index}: {error}")),
+            Err(_) => notice.fail(format!("worker {index} panicked")),
         }
     })
 }
@@ -220,11 +253,11 @@ impl Running {
         });
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {
-                control.runtime().spawn(async move {
-                    let mut ticks = tokio::time::interval(XDP_LINES);
+                // On a thread of its own: under a flood of drops a flush need not end, and signals must still be heard.
+                thread::spawn(move || {
                     loop {
-                        ticks.tick().await;
                         log.flush();
+                        thread::sleep(XDP_LINES);
                     }
                 });
             }
@@ -238,9 +271,15 @@ impl Running {
         }
         // An eventfd of value 0 takes any 8-byte increment.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
-        for thread in self.threads {
-            // A worker that panicked has said so on its own.
-            let _ = thread.join();
+        let deadline = Instant::now() + STOP_WITHIN;
+        for (index, thread) in self.threads.into_iter().enumerate() {
+            while !thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(RETRY);
+            }
+            if !thread.is_finished() {
+                // The end of the process frees what it holds.
+                warn!("worker {index} did not end in time");
+            }
         }
     }
 }
@@ -252,6 +291,7 @@ fn open_devices(
     workers: usize,
 ) -> Result<(Vec<Devices>, WriteOffloads), RunError> {
     let mut by_worker: Vec<Vec<TunQueue>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut offloads = WriteOffloads::NONE;
     for (tunnel, configured) in table.tunnels().iter().zip(&config.tunnels) {
         let (device, queues) = OverlayDevice::create(&DeviceOptions {
             name: tunnel.name.clone(),
@@ -262,12 +302,14 @@ fn open_devices(
             addresses: configured.addresses.clone(),
             tx_queue_len: TX_QUEUE_LEN,
         })?;
+        // One driver serves them all.
+        offloads = device.offloads().write;
         info!("tunnel {}: {}", tunnel.name, describe(tunnel, &device));
         for (owner, queue) in by_worker.iter_mut().zip(queues) {
             owner.push(queue);
         }
     }
-    Ok((by_worker.into_iter().map(Devices).collect(), tun_probe::write_offloads()))
+    Ok((by_worker.into_iter().map(Devices).collect(), offloads))
 }
 
 /// The configured rules, narrowed to what the kernel takes.

@@ -10,15 +10,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use netfwd_common::reason::{DropReason, Stage};
 use rustix::event::{Timespec, epoll};
 
 use crate::control::health::Heartbeat;
 use crate::datapath::egress::{Egress, Surroundings};
-use crate::datapath::fdb::Fdbs;
+use crate::datapath::fdb::{Fdbs, Learned};
 use crate::datapath::ingress::{Ingress, Origin, Received};
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::seam::{FrameSink, OverlayFrame};
-use crate::datapath::stats::Counters;
+use crate::datapath::stats::{Counters, Direction};
 use crate::datapath::table::{ForwardingTable, VerifyPolicy, address_bytes};
 use crate::datapath::tunnel::decap::SocketOrigin;
 use crate::io::tun::{READ_LEN, TunQueue};
@@ -210,13 +211,16 @@ impl Worker {
         let Parts { queues, devices, ingress, counters, .. } = &mut self.parts;
         let Shared { table, fdbs, .. } = &self.shared;
         let Some(queue) = queues.get_mut(index) else { return };
+        let refused_before = queue.socket.refused();
         queue.socket.recv(&mut queue.batch, BATCH);
+        count_refused(counters, refused_before, queue.socket.refused());
         let received = queue
             .batch
             .iter_mut()
             .map(|frame| Received { bytes: frame.bytes, origin: Origin::Xdp { metadata: frame.metadata } });
         let mut learn = |tunnel, mac, remote| {
-            fdbs.learn(tunnel, &mac, remote, now_seconds);
+            let outcome = fdbs.learn(tunnel, &mac, remote, now_seconds);
+            counters.tunnel(tunnel).fdb_full.add(u64::from(outcome == Learned::Full));
         };
         ingress.set_policy(queue.verify);
         ingress.run(table, &mut learn, counters, received, devices);
@@ -243,7 +247,8 @@ impl Worker {
             }),
         });
         let mut learn = |tunnel, mac, remote| {
-            fdbs.learn(tunnel, &mac, remote, now_seconds);
+            let outcome = fdbs.learn(tunnel, &mac, remote, now_seconds);
+            counters.tunnel(tunnel).fdb_full.add(u64::from(outcome == Learned::Full));
         };
         ingress.set_policy(endpoint.verify);
         ingress.run(table, &mut learn, counters, received, devices);
@@ -285,5 +290,17 @@ impl Worker {
             self.serve(Ready::Device(index), now);
         }
         Ok(())
+    }
+}
+
+/// What the socket itself refused is a drop like any other.
+fn count_refused(counters: &Counters, before: xsk::Refused, after: xsk::Refused) {
+    for (reason, packets) in [
+        (DropReason::XskDescriptor, after.invalid_descriptors - before.invalid_descriptors),
+        (DropReason::Unassembled, after.unassembled - before.unassembled),
+    ] {
+        if packets > 0 {
+            counters.drops.add(Direction::Ingress, Stage::Decap, reason, packets);
+        }
     }
 }

@@ -9,6 +9,7 @@ mod measure;
 mod run;
 mod setup;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -55,13 +56,23 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    match perform(Arguments::parse().task) {
+    match perform(Arguments::parse_from(without_separator(std::env::args_os())).task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// `cargo xtask run -- --config FILE` reads like `cargo run -- …`; cargo's alias hands that `--` through to us.
+fn without_separator(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<_> = arguments.collect();
+    if arguments.get(1).is_some_and(|task| task == "run") && arguments.get(2).is_some_and(|separator| separator == "--")
+    {
+        arguments.remove(2);
+    }
+    arguments
 }
 
 fn perform(task: Task) -> Result<()> {
@@ -74,5 +85,17 @@ fn perform(task: Task) -> Result<()> {
         Task::Ci => ci::all(),
         Task::Lab(task) => lab_command::perform(&task),
         Task::Load(task) => load_command::perform(&task),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_separator_before_the_options_of_run_is_skipped() {
+        let arguments = ["xtask", "run", "--", "--config", "gw.toml"].map(OsString::from);
+        let parsed = Arguments::try_parse_from(without_separator(arguments.into_iter())).unwrap();
+        assert!(matches!(parsed.task, Task::Run { config: Some(config), .. } if config == *"gw.toml"));
     }
 }

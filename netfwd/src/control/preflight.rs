@@ -172,6 +172,14 @@ pub enum Problem {
 #[derive(Debug)]
 pub struct Problems(pub Vec<Problem>);
 
+impl Problems {
+    /// Whether a moment's patience may cure them all: names and ports that a killed predecessor still holds.
+    pub fn may_pass(&self) -> bool {
+        use Problem::{DeviceExists, MetricsPort, PortTaken};
+        self.0.iter().all(|problem| matches!(problem, DeviceExists { .. } | PortTaken { .. } | MetricsPort { .. }))
+    }
+}
+
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines: Vec<_> = self.0.iter().map(Problem::to_string).collect();
@@ -248,6 +256,10 @@ fn missing_capabilities(has: CapabilitySet, xdp: bool) -> Vec<&'static str> {
     }
     if xdp && !has.intersects(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN) {
         missing.push("CAP_BPF");
+    }
+    // The verifier's bounds tracking asks for it.
+    if xdp && !has.intersects(CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN) {
+        missing.push("CAP_PERFMON");
     }
     missing
 }

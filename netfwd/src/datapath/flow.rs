@@ -58,7 +58,10 @@ fn locate_behind_ethernet(bytes: &[u8]) -> Option<(usize, Family)> {
 /// A flow's whole identity, packed so that comparing it is two word compares for IPv4 and five for IPv6.
 #[derive(Clone, Copy, Debug, Default, Eq)]
 pub struct FlowKey {
-    /// Tunnel, family, protocol, ports.
+    /// From the low end: tunnel, protocol, family, ports.
+    ///
+    /// The tunnel comes first so that it is read as the two bytes that were just written. Shifted up, its neighbours in
+    /// the packet would be read along, and a read of several fresh stores waits for all of them.
     head: u64,
     /// Source and destination; IPv4 fills the first word only.
     addresses: [u64; 4],
@@ -81,7 +84,9 @@ pub struct AddressPair {
 }
 
 /// In `head`: the addresses are IPv6.
-const IPV6: u64 = 1 << 40;
+const IPV6: u64 = 1 << 24;
+/// In `head`: what all flows of an address pair share.
+const PAIR: u64 = IPV6 | 0xffff;
 
 impl AddressPair {
     /// Of an IPv4 header.
@@ -90,7 +95,7 @@ impl AddressPair {
         let source = u32::from_ne_bytes(header.source);
         let destination = u32::from_ne_bytes(header.destination);
         let addresses = [(u64::from(source) << 32) | u64::from(destination), 0, 0, 0];
-        Self { head: u64::from(tunnel.0) << 48, addresses }
+        Self { head: u64::from(tunnel.0), addresses }
     }
 
     /// Of an IPv6 header.
@@ -98,13 +103,13 @@ impl AddressPair {
     pub fn ipv6(tunnel: TunnelIndex, header: &ipv6::Header) -> Self {
         let (source, destination) = (words(&header.source), words(&header.destination));
         let addresses = [source[0], source[1], destination[0], destination[1]];
-        Self { head: (u64::from(tunnel.0) << 48) | IPV6, addresses }
+        Self { head: u64::from(tunnel.0) | IPV6, addresses }
     }
 
     /// The flow of this pair with `protocol` and `ports`, the first four bytes of a TCP or UDP header.
     #[inline]
     pub fn flow(&self, protocol: u8, ports: [u8; 4]) -> FlowKey {
-        let head = self.head | (u64::from(protocol) << 32) | u64::from(u32::from_ne_bytes(ports));
+        let head = self.head | (u64::from(protocol) << 16) | (u64::from(u32::from_ne_bytes(ports)) << 32);
         FlowKey { head, addresses: self.addresses }
     }
 
@@ -135,7 +140,7 @@ impl FlowKey {
     /// The key's hashes under `secret`.
     #[inline]
     pub fn hash(&self, secret: u64) -> FlowHash {
-        let pair = AddressPair { head: self.head & !0xff_ffff_ffff, addresses: self.addresses }.hash(secret);
+        let pair = AddressPair { head: self.head & PAIR, addresses: self.addresses }.hash(secret);
         FlowHash { flow: mix(pair ^ self.head, secret ^ 0xa076_1d64_78bd_642f), pair }
     }
 }

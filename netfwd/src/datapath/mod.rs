@@ -21,6 +21,7 @@ pub mod packet;
 pub mod seam;
 pub mod segment;
 pub mod stats;
+pub mod sum;
 pub mod superframe;
 pub mod table;
 pub mod tunnel;

@@ -17,6 +17,7 @@ use netfwd_common::wire::{ipv6, tcp};
 
 use super::offload::{Checksum, Cut, Gso};
 use super::overlay::{Version, load};
+use super::sum::sum;
 
 /// A superframe ready to be cut.
 #[derive(Clone, Copy, Debug)]
@@ -130,19 +131,19 @@ impl<'f> Superframe<'f> {
         let sequence = self.sequence.wrapping_add((index * self.gso.size) as u32);
         let first = if index == 0 { self.flags } else { self.flags & !tcp::CWR };
         let flags = if index + 1 == self.segments { first } else { first & !(tcp::FIN | tcp::PSH) };
-        let sum = self.transport.add_u32(sequence).add_u16(flags.into()).add_u32(length as u32).add(payload);
+        let total = self.transport.add_u32(sequence).add_u16(flags.into()).add_u32(length as u32) + sum(payload);
         store(out, at + 4, sequence.to_be_bytes());
         store(out, at + 13, [flags]);
-        store(out, at + 16, sum.checksum().to_bytes());
+        store(out, at + 16, total.checksum().to_bytes());
     }
 
     fn write_udp(&self, payload: &[u8], out: &mut [u8]) {
         let at = self.gso.transport;
         let length = (out.len() - at + payload.len()) as u16;
         // Once for the header, once for the pseudo-header.
-        let sum = self.transport.add_u16(length).add_u16(length).add(payload);
+        let total = self.transport.add_u16(length).add_u16(length) + sum(payload);
         store(out, at + 4, length.to_be_bytes());
-        store(out, at + 6, sum.checksum().to_udp_bytes());
+        store(out, at + 6, total.checksum().to_udp_bytes());
     }
 }
 
@@ -150,7 +151,7 @@ impl<'f> Superframe<'f> {
 /// the checksummed part alone. No sum if that part starts at an odd offset, where sums do not add up.
 pub fn complete_checksum(packet: &mut [u8], Checksum { start, field }: Checksum) -> Option<Sum> {
     let seed = sum_of::<2>(packet, field);
-    let checksum = Sum::ZERO.add(packet.get(start..)?).checksum();
+    let checksum = sum(packet.get(start..)?).checksum();
     // Only UDP has its checksum at 6, and for UDP zero would say "none" (RFC 768).
     let is_udp = field - start == usize::from(Cut::Udp.checksum_offset());
     store(packet, field, if is_udp { checksum.to_udp_bytes() } else { checksum.to_bytes() });

@@ -168,6 +168,8 @@ pub struct TunnelCounters {
     pub tun_errors: Errnos,
     /// Segments cut from GSO superframes, by [`Proto`].
     pub tso_output_packets: [Counter; 3],
+    /// Sightings of an inner source address that the full forwarding database could not take.
+    pub fdb_full: Counter,
 }
 
 /// Upper bounds of the buckets of [`Counters::gro_frame_segments`]; one more bucket has none.

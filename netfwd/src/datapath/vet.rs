@@ -12,12 +12,14 @@
 
 use netfwd_common::abi::{ChecksumVerdict, Verify};
 use netfwd_common::checksum::Sum;
+use netfwd_common::cursor::Cursor;
 use netfwd_common::reason::DropReason;
 use netfwd_common::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::flow::{Family, locate_ip};
 use super::packet::{Checksums, Link};
+use super::sum::sum;
 use super::table::VerifyPolicy;
 
 /// A packet that may go on.
@@ -105,9 +107,10 @@ impl Inner {
     }
 
     /// Sums what can be summed.
+    #[inline]
     fn verify(&self, packet: &[u8]) -> Finding {
         let (header, segment) = packet.split_at(self.header_len);
-        if self.family == Family::V4 && !sum_short(header).is_valid() {
+        if self.family == Family::V4 && !sum_ipv4_header(header).is_valid() {
             return Finding::Wrong(DropReason::InnerIpChecksum);
         }
         let (Some(pseudo), Some(field)) = (self.pseudo(packet), self.checksum_field(segment)) else {
@@ -120,7 +123,7 @@ impl Inner {
                 Family::V6 => Finding::Wrong(DropReason::InnerL4Checksum),
             };
         }
-        match (pseudo + Sum::ZERO.add(segment)).is_valid() {
+        match (pseudo + sum(segment)).is_valid() {
             true => Finding::Verified,
             false if is_bare_pseudo(field, pseudo) => Finding::Partial,
             false => Finding::Wrong(DropReason::InnerL4Checksum),
@@ -128,6 +131,7 @@ impl Inner {
     }
 
     /// Applies the policy.
+    #[inline]
     fn judge(&self, packet: &mut [u8], finding: Finding, policy: VerifyPolicy) -> Result<Vetted, DropReason> {
         let reason = match finding {
             Finding::Opaque => return Ok(Vetted::new(0, Checksums::Unverified)),
@@ -148,6 +152,7 @@ impl Inner {
     }
 
     /// Computes the checksum that a local sender left to a NIC that was never there.
+    #[cold]
     fn finish(&self, packet: &mut [u8]) {
         let Some(pseudo) = self.pseudo(packet) else { return };
         let Some(at) = self.checksum_offset() else { return };
@@ -155,13 +160,14 @@ impl Inner {
         if let Some(field) = segment.get_mut(at..at + 2) {
             field.fill(0);
         }
-        let checksum = (pseudo + Sum::ZERO.add(segment)).checksum();
+        let checksum = (pseudo + sum(segment)).checksum();
         let bytes = if self.content == Content::Udp { checksum.to_udp_bytes() } else { checksum.to_bytes() };
         if let Some(field) = segment.get_mut(at..at + 2) {
             field.copy_from_slice(&bytes);
         }
     }
 
+    #[inline]
     fn pseudo(&self, packet: &[u8]) -> Option<Sum> {
         let protocol = match self.content {
             Content::Tcp => IPPROTO_TCP,
@@ -170,11 +176,11 @@ impl Inner {
         };
         // RFC 768 and RFC 8200 §8.1: addresses, protocol and length; in both headers the addresses stand together.
         let addresses = match self.family {
-            Family::V4 => packet.get(12..20)?,
-            Family::V6 => packet.get(8..40)?,
+            Family::V4 => sum_words::<2>(packet.get(12..)?)?,
+            Family::V6 => sum_words::<8>(packet.get(8..)?)?,
         };
         let len = self.len - self.header_len;
-        Some(sum_short(addresses).add_u16(u16::from(protocol)).add_u32(len as u32))
+        Some(addresses.add_u16(u16::from(protocol)).add_u32(len as u32))
     }
 
     /// Where the checksum is, from the start of the segment.
@@ -232,11 +238,18 @@ fn udp_content(datagram: &[u8]) -> Result<Content, DropReason> {
     }
 }
 
-/// The sum of a few words: headers and addresses, whose length is a multiple of four.
+/// The sum of the first `N` words: a number that is known beforehand spares the loop.
 #[inline]
-fn sum_short(bytes: &[u8]) -> Sum {
-    let words = bytes.chunks_exact(4).filter_map(|word| word.first_chunk::<4>());
-    Sum::from_raw(words.map(|word| u64::from(u32::from_ne_bytes(*word))).sum())
+fn sum_words<const N: usize>(bytes: &[u8]) -> Option<Sum> {
+    bytes.load_words::<N>(0).map(|words| Sum::ZERO.add_words(words))
+}
+
+#[inline]
+fn sum_ipv4_header(header: &[u8]) -> Sum {
+    match header.len() {
+        ipv4::HEADER_LEN => sum_words::<5>(header).unwrap_or(Sum::ZERO),
+        _ => Sum::ZERO.add(header),
+    }
 }
 
 /// Whether a checksum field holds the folded, not complemented sum of the pseudo-header, in either form of zero.

@@ -53,8 +53,20 @@ pub fn merges_on_receive(interface: &str) -> io::Result<bool> {
     Ok(value.data != 0)
 }
 
-/// The ioctl. `Q` must be the `repr(C)` structure that belongs to the command in its first field.
-fn ask<Q>(interface: &str, question: &mut Q) -> io::Result<()> {
+/// A structure that `SIOCETHTOOL` may be pointed at.
+///
+/// # Safety
+///
+/// It must be `repr(C)` and the very structure that belongs to the command in its first field.
+unsafe trait Question {}
+
+// SAFETY: `struct ethtool_channels`, made with ETHTOOL_GCHANNELS only.
+unsafe impl Question for Channels {}
+
+// SAFETY: `struct ethtool_value`, made with ETHTOOL_GGRO only.
+unsafe impl Question for Value {}
+
+fn ask<Q: Question>(interface: &str, question: &mut Q) -> io::Result<()> {
     let mut request = request_for(interface)?;
     request.ifr_ifru.ifru_data = (&raw mut *question).cast();
     let any_socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;

@@ -126,7 +126,9 @@ impl OverlayDevice {
         let read_udp = set_offloads(&devices[0], &options.name).map_err(other("set its offloads"))?;
         configure(&devices[0], options)?;
         let queues = devices.into_iter().map(TunQueue::new).collect::<io::Result<_>>().map_err(other("set it up"))?;
-        let offloads = Offloads { read_udp, write: tun_probe::write_offloads() };
+        // UDP_L4 came in both directions with the same kernel: without the one there is no need to try the other.
+        let write = if read_udp { tun_probe::write_offloads() } else { WriteOffloads::NONE };
+        let offloads = Offloads { read_udp, write };
         Ok((Self { name: options.name.clone(), index, offloads }, queues))
     }
 

@@ -22,6 +22,11 @@ pub struct WriteOffloads {
     pub udp_short_last: bool,
 }
 
+impl WriteOffloads {
+    /// A kernel without UDP_L4.
+    pub const NONE: Self = Self { udp_segments: 0, udp_short_last: false };
+}
+
 /// Probed once per process. Without the privilege for a namespace (CAP_SYS_ADMIN) it is the least that kernels with
 /// UDP_L4 take; a refusal at run time then costs a second write, never the packets.
 pub fn write_offloads() -> WriteOffloads {

@@ -65,7 +65,9 @@ const CLASSIFIED: [DropReason; 14] = {
 fn own_reasons(direction: Direction, stage: Stage) -> &'static [DropReason] {
     use DropReason::*;
     match (direction, stage) {
-        (Direction::Ingress, Stage::Decap) => &[BadMetadata, EcnCeNotEct, InnerSourceDenied, Nested],
+        (Direction::Ingress, Stage::Decap) => {
+            &[BadMetadata, EcnCeNotEct, InnerSourceDenied, Nested, XskDescriptor, Unassembled]
+        }
         (Direction::Ingress, Stage::Vet) => &[InnerIpChecksum, InnerL4Checksum, PartialChecksum, InnerHeader],
         (Direction::Ingress, Stage::Tun) => &[TunWrite],
         (Direction::Egress, Stage::Tun) => &[VnetHeader],

@@ -101,6 +101,8 @@ families! {
     WorkerBusy = COUNTER "netfwd_worker_busy_seconds_total" ["worker"];
     /// Entries in the forwarding database, static ones included.
     FdbEntries = GAUGE "netfwd_fdb_entries" ["tunnel"];
+    /// Times an inner source address was not learned because the forwarding database was full; it is flooded to instead.
+    FdbFull = COUNTER "netfwd_fdb_full_total" ["tunnel"];
     /// Resident memory size in bytes.
     ResidentMemory = GAUGE "process_resident_memory_bytes" [];
 }

@@ -156,6 +156,7 @@ fn scrape_tunnel(name: &str, counters: &TunnelCounters, scrape: &mut Scrape) {
         (Family::TransmitBytes, &counters.transmit_bytes),
         (Family::TunReadFrames, &counters.tun_read_frames),
         (Family::TunWriteFrames, &counters.tun_write_frames),
+        (Family::FdbFull, &counters.fdb_full),
     ] {
         scrape.add(family, &[name], counter.get());
     }

@@ -192,7 +192,7 @@ impl Coalescer {
     ///
     /// [`Self::begin`], [`Self::add`] and [`Self::finish`] are [`Self::coalesce`] in steps, for a caller that has each
     /// packet's headers in the cache when it hands it over.
-    pub(super) fn begin(&mut self) {
+    pub fn begin(&mut self) {
         self.table.clear();
         self.runs.clear();
         self.pairs.clear();
@@ -200,7 +200,7 @@ impl Coalescer {
 
     /// Takes the last packet of `batch`; those before it are the ones that were added since [`Self::begin`].
     #[inline]
-    pub(super) fn add(&mut self, batch: &[InnerPacket<'_>], counters: &Counters) {
+    pub fn add(&mut self, batch: &[InnerPacket<'_>], counters: &Counters) {
         let Some(position) = batch.len().checked_sub(1) else { return };
         if let Some(reason) = self.place(batch, position as u16) {
             counters.gro_flush[reason.index()].add(1);
@@ -208,7 +208,7 @@ impl Coalescer {
     }
 
     /// Writes every run, in the order of their seeds.
-    pub(super) fn finish(&mut self, batch: &[InnerPacket<'_>], counters: &Counters, sink: &mut impl FrameSink) {
+    pub fn finish(&mut self, batch: &[InnerPacket<'_>], counters: &Counters, sink: &mut impl FrameSink) {
         self.write_out(batch, counters, sink);
     }
 

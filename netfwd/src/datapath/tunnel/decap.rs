@@ -7,6 +7,7 @@
 //!
 //! Then the rules for both: congestion marks (RFC 6040), inner sources (L3), no nested tunnels.
 
+use netfwd_common::abi::NetworkKey;
 use netfwd_common::abi::{
     ChecksumVerdict, EndpointKey, METADATA_MAGIC, METADATA_VERSION, Metadata, Policy, TunnelEntry, TunnelKey,
     TunnelKind,
@@ -182,10 +183,10 @@ fn no_match(table: &ForwardingTable, key: &TunnelKey, header: &[u8; vxlan::HEADE
         Some(TunnelKind::VxlanGpe) => vxlan::check_gpe(header).map(|_| ()),
         None => Ok(()),
     };
-    let same_tunnel = |other: &TunnelKey| (other.local, other.port, other.vni) == (key.local, key.port, key.vni);
+    let network = NetworkKey { local: key.local, vni: key.vni, port: key.port, reserved: 0 };
     match rules {
         Err(reason) => reason,
-        Ok(()) if table.entries().any(|(other, _)| same_tunnel(other)) => DropReason::RemoteNotAllowed,
+        Ok(()) if table.network(&network) => DropReason::RemoteNotAllowed,
         Ok(()) => DropReason::UnknownVni,
     }
 }

@@ -71,10 +71,10 @@ impl FrameCounts {
     }
 }
 
-/// What user space refused of what the kernel delivered.
+/// What user space refused of what the kernel delivered: packets, each counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
-    /// Descriptors of chunks that the kernel did not have, or of ranges outside them.
+    /// Packets whose one descriptor names a chunk that the kernel did not have, or a range outside it.
     pub invalid_descriptors: u64,
     /// Packets in several descriptors, longer than any IP packet or with a part missing.
     pub unassembled: u64,

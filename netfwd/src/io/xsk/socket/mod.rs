@@ -137,11 +137,12 @@ impl Socket {
         while batch.len() - before < max && batch.takes_any() {
             let Some(descriptor) = self.rx.pop() else { break };
             let frame = self.umem.take_back(descriptor);
-            self.refused.invalid_descriptors += u64::from(frame.is_none());
             if descriptor.is_continued() || self.assembly.is_open() {
                 self.assemble(frame, descriptor.is_continued(), batch);
             } else if let Some(frame) = frame {
                 batch.push(frame);
+            } else {
+                self.refused.invalid_descriptors += 1;
             }
         }
         self.rx.release();
