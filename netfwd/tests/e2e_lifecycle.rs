@@ -175,28 +175,13 @@ fn without_privileges_one_line_says_which_are_missing() {
     let bounded = "setpriv --bounding-set=-bpf,-sys_admin";
     run_to_end(&lab, &format!("{bounded} netfwd run --config FILE"), &config)
         .assert_one_line(1, &["no privileges: CAP_BPF missing"]);
+    // Without it the verifier forbids pointer arithmetic.
+    let bounded = "setpriv --bounding-set=-perfmon,-sys_admin";
+    run_to_end(&lab, &format!("{bounded} netfwd run --config FILE"), &config)
+        .assert_one_line(1, &["no privileges: CAP_PERFMON missing"]);
     // To check needs none, but says what running would.
     let checked = run_to_end(&lab, &format!("{nobody} netfwd check --config FILE"), &config);
     assert!(checked.code == Some(0) && checked.text.contains("note: run would stop here"), "{}", checked.text);
-    assert_nothing_left(&lab);
-}
-
-/// Without CAP_PERFMON the verifier is stricter; its pages of output are nobody's INFO line.
-#[test]
-fn a_program_that_the_verifier_refuses_costs_one_line() {
-    if !root_or_skip() {
-        return;
-    }
-    let lab = Lab::new().unwrap();
-    let strict = "setpriv --bounding-set=-perfmon,-sys_admin netfwd run --config FILE";
-    let refused = run_to_end(&lab, strict, &Config::of(&lab).xdp("native").text());
-    refused.assert_one_line(1, &[UNDERLAY, "the kernel refused the XDP program", "CAP_PERFMON is needed"]);
-    assert!(refused.complaints()[0].len() < 400, "{}", refused.text);
-    assert_nothing_left(&lab);
-    let degraded = run_to_end(&lab, &for_two_seconds(strict), &Config::of(&lab).text());
-    assert_eq!((degraded.code, degraded.complaints().len()), (Some(0), 0), "{}", degraded.text);
-    let lines: Vec<_> = degraded.text.lines().filter(|line| line.contains("kernel sockets only")).collect();
-    assert!(lines.len() == 1 && lines[0].contains("The verifier says: "), "{}", degraded.text);
     assert_nothing_left(&lab);
 }
 

@@ -36,7 +36,7 @@ pub enum XdpError {
     #[error("cannot load the eBPF object: {}", chain(.0))]
     Object(EbpfError),
     /// The verifier refused the program, or privileges are missing.
-    #[error("the kernel refused the XDP program: {}", refusal(.0))]
+    #[error("the kernel refused the XDP program: {}", chain(.0))]
     Program(ProgramError),
     /// A map operation failed.
     #[error("eBPF map: {}", chain(.0))]
@@ -292,14 +292,6 @@ fn sums<const N: usize>(counters: &PerCpuArray<MapData, u64>) -> Result<[u64; N]
         *sum = counters.get(&(index as u32), 0)?.iter().sum();
     }
     Ok(sums)
-}
-
-/// The kernel's words on a program, and which capability it does not name.
-fn refusal(error: &ProgramError) -> String {
-    let text = chain(error);
-    // Pointer arithmetic is for those who may look at kernel addresses (allow_ptr_leaks in kernel/bpf/verifier.c).
-    let hint = if text.contains("for !root") { " (CAP_PERFMON is needed)" } else { "" };
-    text + hint
 }
 
 /// The kernel's words, with what an operator can do about the common cases.

@@ -237,13 +237,11 @@ impl Conversation {
     pub fn speak(&mut self) {
         self.spoken += 1;
         let word = self.spoken.to_le_bytes();
-        for (from, to) in [(&mut self.near, &mut self.far)] {
-            let mut heard = [0; 8];
-            from.write_all(&word).unwrap();
-            to.read_exact(&mut heard).unwrap();
-            to.write_all(&heard).unwrap();
-            from.read_exact(&mut heard).unwrap();
-            assert_eq!(heard, word);
-        }
+        let mut heard = [0; 8];
+        self.near.write_all(&word).unwrap();
+        self.far.read_exact(&mut heard).unwrap();
+        self.far.write_all(&heard).unwrap();
+        self.near.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, word);
     }
 }
