@@ -112,8 +112,9 @@ mod tests {
 
     #[test]
     fn a_checksum_is_sent_over_ipv6_unless_zero_is_asked_for() {
-        let sends = |text: &str| table(text).tunnels().iter().map(|tunnel| tunnel.udp_checksum).collect::<Vec<_>>();
-        assert_eq!(sends(TUNNELS), [true, false]);
-        assert_eq!(sends(&TUNNELS.replace("zero_checksum_rx", "zero_checksum_tx")), [false, false]);
+        let zeros =
+            |text: &str| table(text).tunnels().iter().map(|tunnel| tunnel.udp6_zero_checksum_tx).collect::<Vec<_>>();
+        assert_eq!(zeros(TUNNELS), [false, false]);
+        assert_eq!(zeros(&TUNNELS.replace("zero_checksum_rx", "zero_checksum_tx")), [true, false]);
     }
 }
