@@ -282,7 +282,7 @@ pub(super) fn destination_address(ip: &[u8], family: Family) -> Option<[u8; 16]>
 
 /// The destination port of a UDP datagram at the start of `ip`.
 ///
-/// `None` for everything else, and for fragments, whose ports cannot be trusted to be there.
+/// `None` for everything else, and for all but a datagram's first fragment, which have no ports.
 #[inline]
 pub(super) fn udp_destination_port(ip: &[u8], family: Family) -> Option<u16> {
     let (is_udp, header_len) = match family {
@@ -293,9 +293,53 @@ pub(super) fn udp_destination_port(ip: &[u8], family: Family) -> Option<u16> {
         }
         Family::V6 => {
             let (header, _) = ipv6::Header::ref_from_prefix(ip).ok()?;
-            (header.next_header == IPPROTO_UDP, ipv6::HEADER_LEN)
+            if ipv6::is_extension(header.next_header) {
+                let offset = udp_behind_extensions(ip, header.next_header)?;
+                (true, offset)
+            } else {
+                (header.next_header == IPPROTO_UDP, ipv6::HEADER_LEN)
+            }
         }
     };
     let segment = ip.get(header_len..).filter(|_| is_udp)?;
     udp::Header::ref_from_prefix(segment).ok().map(|(header, _)| header.destination_port.get())
+}
+
+/// Where a UDP header is behind IPv6 extension headers (RFC 8200 §4), if one is there.
+#[cold]
+fn udp_behind_extensions(ip: &[u8], first: u8) -> Option<usize> {
+    let (mut protocol, mut offset) = (first, ipv6::HEADER_LEN);
+    // Every turn moves on by at least eight bytes, so the packet's end ends the walk.
+    while ipv6::is_extension(protocol) {
+        let [next, length, fragment @ ..] = *ip.get(offset..)?.first_chunk::<4>()?;
+        offset += match protocol {
+            ipv6::FRAGMENT if u16::from_be_bytes(fragment) & !7 != 0 => return None,
+            ipv6::FRAGMENT => 8,
+            ipv6::AUTHENTICATION => (usize::from(length) + 2) * 4,
+            _ => (usize::from(length) + 1) * 8,
+        };
+        protocol = next;
+    }
+    (protocol == IPPROTO_UDP).then_some(offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_udp_port_is_found_behind_extension_headers() {
+        let mut ip = vec![0; ipv6::HEADER_LEN];
+        (ip[0], ip[6]) = (0x60, ipv6::HOP_BY_HOP);
+        ip.extend([ipv6::DESTINATION_OPTIONS, 0, 0, 0, 0, 0, 0, 0]);
+        ip.extend([ipv6::FRAGMENT, 0, 0, 0, 0, 0, 0, 0]);
+        ip.extend([IPPROTO_UDP, 0, 0, 1, 0, 0, 0, 9]);
+        ip.extend([0x12, 0x34, 0x12, 0xb5, 0, 8, 0, 0]);
+        assert_eq!(udp_destination_port(&ip, Family::V6), Some(4789));
+        for len in 0..ip.len() {
+            assert_eq!(udp_destination_port(&ip[..len], Family::V6), None, "cut to {len} bytes");
+        }
+        ip[ipv6::HEADER_LEN + 19] = 9;
+        assert_eq!(udp_destination_port(&ip, Family::V6), None, "a later fragment has no ports");
+    }
 }
