@@ -178,6 +178,32 @@ fn tcp_in_two_tunnels_with_the_same_addresses_arrives_in_its_own() {
     }
 }
 
+/// Every kind over every underlay, with one VNI: only address and port tell them apart.
+#[test]
+fn tunnels_of_all_kinds_share_a_gateway_and_a_vni() {
+    let tunnels = [
+        Tunnel::vxlan("vx4", 7).overlay(10),
+        Tunnel::vxlan("vx6", 7).overlay(11).over(Family::V6),
+        Tunnel::vxlan_gpe("gpe4", 7).overlay(12),
+        Tunnel::vxlan_gpe("gpe6", 7).overlay(13).over(Family::V6).port(4791),
+    ];
+    let Some(rig) = Rig::start(Options { queues: 2, ..Options::with_tunnels(tunnels.clone()) }) else { return };
+    let (peer, gateway) = (&rig.lab.peer, &rig.lab.gateway);
+    thread::scope(|scope| {
+        for (tunnel, family) in tunnels.iter().zip([Family::V4, Family::V6, Family::V6, Family::V4]) {
+            let (near, far) = (tunnel.address(Side::Peer, family), tunnel.address(Side::Gateway, family));
+            scope.spawn(move || tcp_intact(peer, gateway, far, 1, 5_000_000));
+            scope.spawn(move || tcp_intact(gateway, peer, near, 1, 5_000_000));
+        }
+    });
+    for tunnel in &tunnels {
+        let packets = rig.metrics().metric("netfwd_receive_packets_total", &[("tunnel", &tunnel.name)]);
+        assert!((3_000.0..10_000.0).contains(&packets), "{packets} packets came through {}", tunnel.name);
+    }
+    rig.assert_nothing_lost();
+    rig.stop();
+}
+
 /// Datagrams made by hand, from one of the peer's underlay addresses, and a socket where their content would come out.
 struct Intruder<'a> {
     rig: &'a Rig,
