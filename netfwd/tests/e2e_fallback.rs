@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use e2e::packets::{bound, received};
 use e2e::{FAMILIES, Rig, udp_faithful};
 use made::{Inner, UDP, vxlan};
-use xtask::lab::{Family, Options, Side, Tunnel};
+use xtask::lab::{Config, Family, Options, Side, Tunnel};
 use xtask::load::udp::Sizes;
 
 /// The daemon thinks that 1,500 bytes of underlay leave 1,450; the peer's device sends 3,000 all the same.
@@ -88,10 +88,14 @@ fn everything_passes_without_xdp_over_vxlan_gpe() {
 
 #[test]
 fn everything_passes_with_generic_xdp() {
-    let Some(rig) = Rig::configured(Options::default(), |config| config.xdp("generic")) else { return };
+    let rig = Rig::from_text(Options::default(), |lab| {
+        // Generic XDP runs behind GRO, and the daemon refuses that.
+        lab.gateway.exec("ethtool -K under0 gro off").expect("GRO off");
+        Config::of(lab).xdp("generic").text()
+    });
+    let Some(rig) = rig else { return };
     let ((), growth) = rig.during(|| rig.a_little_of_everything());
-    let passed = growth.redirected() + growth.of("netfwd_xdp_packets_total", &[("action", "pass")]);
-    assert!(passed > 8_000_000.0 / 1450.0, "{passed} packets seen by XDP");
+    assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
     rig.assert_nothing_lost();
     rig.stop();
 }

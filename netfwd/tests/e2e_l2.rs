@@ -139,7 +139,7 @@ fn broadcast_and_multicast_are_replicated_to_every_remote() {
     assert_eq!(triangle.sent_while(arp, is_arp_request), remotes(&REMOTES));
     gateway.ip("route add 239.0.0.0/8 dev vx7").expect("a route");
     let group = address("239.1.2.3");
-    let listeners = [&triangle.rig.lab.peer, &triangle.third].map(|namespace| Capture::start(namespace));
+    let listeners = [&triangle.rig.lab.peer, &triangle.third].map(Capture::start);
     let socket = bound(gateway, address("10.10.0.2"), 0);
     let send = || (0..3).for_each(|_| assert!(socket.send_to(b"to everybody", (group, 7)).is_ok()));
     assert_eq!(triangle.sent_while(send, |frame| frame.starts_with(&[1, 0, 0x5e, 1, 2, 3])), remotes(&REMOTES));
