@@ -36,7 +36,7 @@ pub enum XdpError {
     #[error("cannot load the eBPF object: {}", chain(.0))]
     Object(#[from] EbpfError),
     /// The verifier refused the program, or privileges are missing.
-    #[error("the kernel refused the XDP program: {}", chain(.0))]
+    #[error("the kernel refused the XDP program: {}", refusal(.0))]
     Program(#[from] ProgramError),
     /// A map operation failed.
     #[error("eBPF map: {}", chain(.0))]
@@ -165,7 +165,7 @@ impl XdpProgram {
         };
         program.set_policy(policy)?;
         program.update_table(table)?;
-        program.program_mut()?.load()?;
+        program.program_mut()?.load().inspect_err(|error| tracing::debug!("{error}"))?;
         Ok(program)
     }
 
@@ -279,6 +279,27 @@ fn sums<const N: usize>(counters: &PerCpuArray<MapData, u64>) -> Result<[u64; N]
     Ok(sums)
 }
 
+/// Why the program was not loaded, on one line: the verifier's log is thousands of lines long.
+fn refusal(error: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return chain(error) };
+    match verdict_line(&verifier_log.to_string()) {
+        Some(line) => format!("{io_error}; the verifier says: {line}"),
+        None if io_error.raw_os_error() == Some(libc::EPERM) => {
+            format!("{io_error} (CAP_NET_ADMIN and CAP_BPF are needed)")
+        }
+        None => io_error.to_string(),
+    }
+}
+
+/// The last line of a verifier log that says something: not a traced instruction, not a source line, not statistics.
+fn verdict_line(log: &str) -> Option<&str> {
+    const STATISTICS: [&str; 4] = ["processed ", "verification time ", "stack depth ", "max_states"];
+    let is_trace = |line: &str| line.split_once(':').is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+    let is_noise = |line: &str| line.is_empty() || line.starts_with(';') || is_trace(line);
+    let mut lines = log.lines().rev().map(str::trim);
+    lines.find(|line| !is_noise(line) && !STATISTICS.iter().any(|start| line.starts_with(start)))
+}
+
 /// The kernel's words, with what an operator can do about the common cases.
 fn attach_reason(error: &ProgramError) -> String {
     let text = chain(error);
@@ -311,4 +332,18 @@ fn chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifier_log_is_told_by_its_last_word() {
+        let log = "0: R1=ctx() R10=fp0\n; let x = 1; @ main.rs:3\n1525: (79) r1 = *(u64 *)(r1 +0)\ninvalid bpf_context access \
+                   off=0 size=8\nverification time 94095 usec\nstack depth 304+24\nprocessed 25381 insns (limit 1000000)\n";
+        assert_eq!(verdict_line(log), Some("invalid bpf_context access off=0 size=8"));
+        assert_eq!(verdict_line("processed 0 insns (limit 1000000)\n"), None);
+        assert_eq!(verdict_line(""), None);
+    }
 }
