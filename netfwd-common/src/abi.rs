@@ -178,7 +178,7 @@ pub enum Verify {
 
 /// The switches of one interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct Policy {
     /// A [`Verify`].
     pub verify: u8,

@@ -9,6 +9,20 @@ use crate::frames::{drops, valid_frames};
 use crate::packets::{Field, Inner, Outer};
 
 #[test]
+fn payloads_of_every_length_and_every_value_are_summed_right() {
+    with_program(DROP, |bench| {
+        for len in (0..520).chain(1380..1420).chain(2900..3000) {
+            for payload in [vec![0xff; len], (0..len).map(|at| (at * at >> 3) as u8 ^ 0xa5).collect()] {
+                let mut frame = Outer::vxlan4(7).frame(&Inner { payload, ..Inner::udp4(0) }.ethernet(0));
+                assert_eq!(bench.delivery(&frame).checksums, ChecksumVerdict::Verified, "{len}");
+                *frame.last_mut().unwrap() ^= 1;
+                assert_eq!(bench.verdict(&frame), Verdict::Drop(DropReason::OuterUdpChecksum), "{len}");
+            }
+        }
+    });
+}
+
+#[test]
 fn both_halves_agree_on_every_truncation() {
     with_program(DROP, |bench| {
         let inner = Inner::tcp4(3);
