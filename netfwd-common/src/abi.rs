@@ -16,6 +16,8 @@ pub const NETWORKS: &str = "NETWORKS";
 pub const XSKS: &str = "XSKS";
 /// Array of one: [`Policy`].
 pub const POLICY: &str = "POLICY";
+/// Array of one `u32` that changes after each change of [`TUNNELS`]: what the program remembers of it is void then.
+pub const GENERATION: &str = "GENERATION";
 /// Per-CPU array of `u64`, indexed by [`crate::reason::DropReason`].
 pub const DROPS: &str = "DROPS";
 /// Per-CPU array of `u64`, indexed by [`crate::reason::PassReason`].
