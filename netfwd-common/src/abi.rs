@@ -16,6 +16,8 @@ pub const NETWORKS: &str = "NETWORKS";
 pub const XSKS: &str = "XSKS";
 /// Array of one: [`Policy`].
 pub const POLICY: &str = "POLICY";
+/// Array of one `u32` that changes after each change of [`TUNNELS`]: what the program remembers of it is void then.
+pub const GENERATION: &str = "GENERATION";
 /// Per-CPU array of `u64`, indexed by [`crate::reason::DropReason`].
 pub const DROPS: &str = "DROPS";
 /// Per-CPU array of `u64`, indexed by [`crate::reason::PassReason`].
@@ -178,7 +180,7 @@ pub enum Verify {
 
 /// The switches of one interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct Policy {
     /// A [`Verify`].
     pub verify: u8,

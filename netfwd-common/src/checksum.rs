@@ -4,7 +4,7 @@
 //! is what stands in a header. A sum is kept in the bytes' own (native) order, which the one's complement allows
 //! (RFC 1071 §2(B)): nothing is swapped per word, only the final sixteen bits are stored as they are.
 
-/// A running one's complement sum over native-endian 16-bit words, carries not yet folded.
+/// A running one's complement sum over native-endian 16-bit words, carries not yet folded: room for 16 GiB.
 ///
 /// Sums over even-length pieces add up in any order. A piece of odd length counts as padded with one zero byte, so it
 /// must be the last of its packet.
@@ -15,13 +15,16 @@ pub struct Sum(u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checksum(u16);
 
+/// What 65,535 must be multiplied by to give 1 modulo 2^64: -(1 + 2^16 + 2^32 + 2^48).
+const INVERSE_OF_65535: u64 = 0xfffe_fffe_fffe_ffff;
+
 impl Sum {
     /// The sum of nothing.
     pub const ZERO: Self = Self(0);
 
-    /// A sum of at most 2^32 native 32-bit words that was accumulated elsewhere (the XDP payload loop).
+    /// A sum of native 32-bit words that was accumulated elsewhere (the XDP payload loop).
     pub const fn from_raw(sum: u64) -> Self {
-        Self((sum >> 32) + (sum & 0xffff_ffff))
+        Self(sum)
     }
 
     /// Adds a piece of a packet.
@@ -93,9 +96,13 @@ impl Sum {
         Checksum(!self.fold())
     }
 
-    /// Whether a packet that was summed together with its checksum field is intact.
+    /// Whether a packet that was summed together with its checksum field is intact: whether the sum folds to 0xffff, which
+    /// means that it is a multiple of 65,535 and not zero.
+    ///
+    /// An odd divisor has an inverse modulo 2^64. Multiplying by it permutes the numbers, the multiples of the divisor to
+    /// the front: one multiplication and one comparison instead of the whole folding.
     pub const fn is_valid(self) -> bool {
-        self.fold() == 0xffff
+        self.0.wrapping_mul(INVERSE_OF_65535) <= u64::MAX / 65_535 && self.0 != 0
     }
 }
 
@@ -103,8 +110,7 @@ impl core::ops::Add for Sum {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        let (sum, carry) = self.0.overflowing_add(other.0);
-        Self(sum + carry as u64)
+        Self(self.0.wrapping_add(other.0))
     }
 }
 
@@ -176,6 +182,16 @@ mod tests {
                 let piece = &bytes[start..end];
                 assert_eq!(u16::from_be_bytes(Sum::ZERO.add(piece).to_bytes()), naive(piece));
             }
+        }
+    }
+
+    #[test]
+    fn valid_is_what_folds_to_ffff() {
+        assert_eq!(INVERSE_OF_65535.wrapping_mul(65_535), 1);
+        let multiples =
+            (0..70_000).chain((0..64).map(|shift| 1 << shift)).map(|factor: u64| factor.wrapping_mul(65_535));
+        for sum in multiples.flat_map(|multiple| [multiple.wrapping_sub(1), multiple, multiple.wrapping_add(1)]) {
+            assert_eq!(Sum(sum).is_valid(), Sum(sum).fold() == 0xffff, "{sum}");
         }
     }
 

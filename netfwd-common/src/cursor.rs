@@ -39,15 +39,7 @@ pub trait Cursor: Copy {
 
     /// The one's complement sum of `len` bytes from here, if they are all there and this cursor can sum so many.
     fn sum(self, len: usize) -> Option<Sum>;
-
-    /// The same for fewer than [`SHORT`] bytes.
-    fn sum_short(self, len: usize) -> Option<Sum> {
-        self.sum(len)
-    }
 }
-
-/// Bound of [`Cursor::sum_short`].
-pub const SHORT: usize = 64;
 
 impl Cursor for &[u8] {
     fn len(self) -> usize {

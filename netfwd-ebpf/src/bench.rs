@@ -45,7 +45,7 @@ pub fn csum_diff(ctx: XdpContext) -> u32 {
 /// The shipped program's payload loop alone, over the whole packet.
 #[xdp(frags)]
 pub fn sum(ctx: XdpContext) -> u32 {
-    let packet = Packet::new(&ctx, 0);
+    let packet = Packet::new(&ctx);
     match packet.sum(packet.len()) {
         Some(sum) if sum.is_valid() => XDP_DROP,
         _ => XDP_PASS,

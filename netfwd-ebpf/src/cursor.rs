@@ -3,28 +3,27 @@
 //! The verifier wants each pointer compared with `data_end` before use, with offsets whose upper bound it can see. Loads are
 //! of constant size; the one loop advances by constant blocks, checked one by one.
 //!
-//! Each distinct path into that loop would be verified on its own (VLAN tags × families × protocols). [`Packet::zero`] is a
-//! byte that user space keeps at zero but the verifier does not know: adding it makes an offset an unknown scalar, so
-//! all paths look the same and are verified once.
+//! Each distinct path into that loop would be verified on its own (VLAN tags × families × protocols), so the loop is a global
+//! function ([`payload_sum`]): those are verified once, by themselves.
 
 use core::arch::asm;
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_xdp_adjust_meta, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use netfwd_common::abi::Metadata;
 use netfwd_common::checksum::Sum;
-use netfwd_common::cursor::{Cursor, SHORT};
+use netfwd_common::cursor::Cursor;
 use zerocopy::transmute;
 
-/// Bytes that are added in one piece: sixteen 32-bit loads.
-const BLOCK: usize = 64;
-/// Bytes per turn of the payload loop.
-const TURN: usize = 2 * BLOCK;
-/// Most turns: 9,216 bytes, more than any driver's linear part.
-const MAX_TURNS: usize = 72;
+/// Bytes of a word of the payload loop.
+const WORD: usize = 7;
+/// Bytes per turn of the payload loop: eight words of each lane.
+const BLOCK: usize = 16 * WORD;
+/// Most turns: 256 words of 56 bits per lane, whose sum is below 2^64. That is 3,584 bytes, the linear part of a page.
+const MAX_BLOCKS: usize = 32;
 /// Bounds of positions and lengths, as masks that the verifier understands.
 const POSITION_MASK: usize = 0x3fff;
-const LEN_MASK: usize = 0x3fff;
 
 /// Defines a load as the one instruction that it is. Packet headers are rarely aligned, which the verifier allows in packet
 /// memory; a Rust load of an unaligned word would be put together from bytes, an aligned one would be a lie.
@@ -75,21 +74,13 @@ pub struct Packet<'a> {
     position: usize,
     here: *const u8,
     end: *const u8,
-    zero: usize,
 }
 
 impl<'a> Packet<'a> {
-    /// The start of the packet. `zero` must be 0.
+    /// The start of the packet.
     #[inline(always)]
-    pub fn new(ctx: &'a XdpContext, zero: u8) -> Self {
-        Self {
-            ctx,
-            position: 0,
-            here: ctx.data() as *const u8,
-            end: ctx.data_end() as *const u8,
-            // Zero still, but as far as the verifier knows any sixteen bits: more than the masks leave.
-            zero: usize::from(zero) * 257,
-        }
+    pub fn new(ctx: &'a XdpContext) -> Self {
+        Self { ctx, position: 0, here: ctx.data() as *const u8, end: ctx.data_end() as *const u8 }
     }
 
     /// The address of `len` readable bytes, `offset` from here.
@@ -99,30 +90,33 @@ impl<'a> Packet<'a> {
         (start.wrapping_add(len) <= self.end).then_some(start)
     }
 
-    /// The sum of the last `len % 64` of `len` bytes: pieces of 32, 16, 8, 4, 2 and 1 bytes.
+    /// The sum of `len < 128` bytes: pieces of 64, 32, 16, 8, 4, 2 and 1 bytes.
     ///
     /// Each piece's place is computed from `len` alone, not from what was taken before, and through a barrier, so that
     /// the verifier learns nothing from the branches and the paths meet again behind each piece.
     #[inline(always)]
     fn tail(&self, len: usize) -> Option<u64> {
         let mut sum = 0;
+        if barrier(len) & 64 != 0 {
+            sum += words::<16>(self.at(0, 64)?);
+        }
         if barrier(len) & 32 != 0 {
-            sum += words::<8>(self.at(barrier(len) & !63, 32)?);
+            sum += words::<8>(self.at(barrier(len) & 64, 32)?);
         }
         if barrier(len) & 16 != 0 {
-            sum += words::<4>(self.at(barrier(len) & !31, 16)?);
+            sum += words::<4>(self.at(barrier(len) & 96, 16)?);
         }
         if barrier(len) & 8 != 0 {
-            sum += words::<2>(self.at(barrier(len) & !15, 8)?);
+            sum += words::<2>(self.at(barrier(len) & 112, 8)?);
         }
         if barrier(len) & 4 != 0 {
-            sum += words::<1>(self.at(barrier(len) & !7, 4)?);
+            sum += words::<1>(self.at(barrier(len) & 120, 4)?);
         }
         if barrier(len) & 2 != 0 {
-            sum += load16::<0>(self.at(barrier(len) & !3, 2)?);
+            sum += load16::<0>(self.at(barrier(len) & 124, 2)?);
         }
         if barrier(len) & 1 != 0 {
-            sum += load8::<0>(self.at(barrier(len) & !1, 1)?);
+            sum += load8::<0>(self.at(barrier(len) & 126, 1)?);
         }
         Some(sum)
     }
@@ -143,7 +137,7 @@ impl Cursor for Packet<'_> {
 
     #[inline(always)]
     fn skip(self, len: usize) -> Self {
-        let position = (barrier(self.position + len) + self.zero) & POSITION_MASK;
+        let position = barrier(self.position + len) & POSITION_MASK;
         // Loaded anew, the pointers bring no bounds along that would tell the paths apart.
         let (start, end) = bounds(self.ctx);
         Self { position, here: start.wrapping_add(position), end, ..self }
@@ -164,36 +158,51 @@ impl Cursor for Packet<'_> {
 
     #[inline(always)]
     fn sum(self, len: usize) -> Option<Sum> {
-        if len >= MAX_TURNS * TURN {
+        match payload_sum(self.ctx.ctx, self.position as u64, len as u64) {
+            UNREADABLE => None,
+            sum => Some(Sum::from_raw(sum)),
+        }
+    }
+}
+
+/// What [`payload_sum`] returns instead of a sum.
+const UNREADABLE: u64 = u64::MAX;
+
+/// The sum of `len` bytes at `position`. A global function: the verifier checks it once, for all arguments, and not once
+/// for every way that leads to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn payload_sum(ctx: *mut xdp_md, position: u64, len: u64) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    sum_from(&ctx, position as usize & POSITION_MASK, len as usize).unwrap_or(UNREADABLE)
+}
+
+#[inline(always)]
+fn sum_from(ctx: &XdpContext, position: usize, len: usize) -> Option<u64> {
+    // At least one byte is left to the tail: the last word's load reads it.
+    let blocks = len.saturating_sub(1) / BLOCK;
+    if blocks > MAX_BLOCKS {
+        return None;
+    }
+    let (start, end) = bounds(ctx);
+    let from = Packet { ctx, position, here: start.wrapping_add(position), end };
+    let mut at = from.here;
+    let mut lanes = Lanes { even: 0, odd: 0 };
+    let first = if blocks == 0 { 0 } else { load8::<0>(from.at(0, 1)?) };
+    // Through the barrier, or the compiler unrolls the loop.
+    for block in 0..barrier(MAX_BLOCKS) {
+        if block >= blocks {
+            break;
+        }
+        if at.wrapping_add(BLOCK + 1) > end {
             return None;
         }
-        let from = self.skip(0);
-        let len = (barrier(len) + self.zero) & LEN_MASK;
-        let turns = barrier(len) / TURN;
-        let mut at = from.here;
-        let mut lanes = Lanes { a: 0, b: 0 };
-        for turn in 0..MAX_TURNS {
-            if turn >= turns {
-                break;
-            }
-            let next = at.wrapping_add(TURN);
-            if next > from.end {
-                return None;
-            }
-            lanes.add_block(at);
-            lanes.add_block(at.wrapping_add(BLOCK));
-            at = next;
-        }
-        if barrier(len) & BLOCK != 0 {
-            lanes.add_block(from.at(barrier(len) & !(TURN - 1), BLOCK)?);
-        }
-        Some(Sum::from_raw(lanes.a + lanes.b + from.tail(len)?))
+        lanes.add_block(at);
+        at = at.wrapping_add(BLOCK);
     }
-
-    #[inline(always)]
-    fn sum_short(self, len: usize) -> Option<Sum> {
-        self.tail(len & (SHORT - 1)).map(Sum::from_raw)
-    }
+    let rest = Packet { here: at, ..from };
+    let next = if blocks == 0 { 0 } else { load8::<0>(rest.at(0, 1)?) };
+    Some(lanes.total(first, next) + rest.tail(len - blocks * BLOCK)?)
 }
 
 /// Start and end of the packet, really loaded again.
@@ -214,61 +223,82 @@ fn words<const N: usize>(start: *const u8) -> u64 {
     words.into_iter().map(u64::from).sum()
 }
 
-/// Two sums side by side: with a single one each addition would wait for the one before.
+/// The sum of the payload as 56-bit words, modulo 2^64, those at even and those at odd offsets apart.
+///
+/// BPF has no carry flag, so 64-bit words cannot simply be added up, and adding 32-bit words takes twice the instructions.
+/// Here each instruction pair loads and adds eight bytes but advances by seven: the eighth is the next word's
+/// first and counts too much, at 2^56. How much in all is known at the end: what one lane has in excess is 2^56 times the sum of
+/// the other's first bytes, and those sums are, modulo 256, the lowest byte of the lanes themselves.
 struct Lanes {
-    a: u64,
-    b: u64,
+    even: u64,
+    odd: u64,
 }
 
 impl Lanes {
-    /// Adds a block whose bounds have been checked. In one piece, so that the registers suffice: with sixteen loads to
-    /// order as it likes, the compiler spills to the stack.
+    /// The sum of the bytes. `first` is the first of them, `next` the one behind the last.
+    #[inline(always)]
+    fn total(&self, first: u64, next: u64) -> u64 {
+        let even = self.even.wrapping_sub(self.odd << 56);
+        // Behind an odd word comes the even one of the next pair.
+        let odd = self.odd.wrapping_sub(self.even.wrapping_sub(first).wrapping_add(next) << 56);
+        // RFC 1071 §2(B): bytes moved by one count 2^8 times as much.
+        halves(even) + (halves(odd) << 8)
+    }
+
+    /// Adds a block whose bounds, and the byte behind it, have been checked. In one piece, so that the registers suffice:
+    /// with sixteen loads to order as it likes, the compiler spills to the stack.
     #[inline(always)]
     fn add_block(&mut self, from: *const u8) {
         // SAFETY: every caller has compared the block with the end of the packet, or the verifier refuses the program.
         unsafe {
             asm!(
-                "{t} = *(u32 *)({from} + 0)",
-                "{u} = *(u32 *)({from} + 4)",
-                "{t} += {u}",
-                "{a} += {t}",
-                "{t} = *(u32 *)({from} + 8)",
-                "{u} = *(u32 *)({from} + 12)",
-                "{t} += {u}",
-                "{b} += {t}",
-                "{t} = *(u32 *)({from} + 16)",
-                "{u} = *(u32 *)({from} + 20)",
-                "{t} += {u}",
-                "{a} += {t}",
-                "{t} = *(u32 *)({from} + 24)",
-                "{u} = *(u32 *)({from} + 28)",
-                "{t} += {u}",
-                "{b} += {t}",
-                "{t} = *(u32 *)({from} + 32)",
-                "{u} = *(u32 *)({from} + 36)",
-                "{t} += {u}",
-                "{a} += {t}",
-                "{t} = *(u32 *)({from} + 40)",
-                "{u} = *(u32 *)({from} + 44)",
-                "{t} += {u}",
-                "{b} += {t}",
-                "{t} = *(u32 *)({from} + 48)",
-                "{u} = *(u32 *)({from} + 52)",
-                "{t} += {u}",
-                "{a} += {t}",
-                "{t} = *(u32 *)({from} + 56)",
-                "{u} = *(u32 *)({from} + 60)",
-                "{t} += {u}",
-                "{b} += {t}",
+                "{t} = *(u64 *)({from} + 0)",
+                "{u} = *(u64 *)({from} + 7)",
+                "{even} += {t}",
+                "{odd} += {u}",
+                "{t} = *(u64 *)({from} + 14)",
+                "{u} = *(u64 *)({from} + 21)",
+                "{even} += {t}",
+                "{odd} += {u}",
+                "{t} = *(u64 *)({from} + 28)",
+                "{u} = *(u64 *)({from} + 35)",
+                "{even} += {t}",
+                "{odd} += {u}",
+                "{t} = *(u64 *)({from} + 42)",
+                "{u} = *(u64 *)({from} + 49)",
+                "{even} += {t}",
+                "{odd} += {u}",
+                "{t} = *(u64 *)({from} + 56)",
+                "{u} = *(u64 *)({from} + 63)",
+                "{even} += {t}",
+                "{odd} += {u}",
+                "{t} = *(u64 *)({from} + 70)",
+                "{u} = *(u64 *)({from} + 77)",
+                "{even} += {t}",
+                "{odd} += {u}",
+                "{t} = *(u64 *)({from} + 84)",
+                "{u} = *(u64 *)({from} + 91)",
+                "{even} += {t}",
+                "{odd} += {u}",
+                "{t} = *(u64 *)({from} + 98)",
+                "{u} = *(u64 *)({from} + 105)",
+                "{even} += {t}",
+                "{odd} += {u}",
                 from = in(reg) from,
-                a = inout(reg) self.a,
-                b = inout(reg) self.b,
+                even = inout(reg) self.even,
+                odd = inout(reg) self.odd,
                 t = out(reg) _,
                 u = out(reg) _,
                 options(pure, readonly, nostack),
             )
         }
     }
+}
+
+/// Both halves of a sum, added.
+#[inline(always)]
+fn halves(sum: u64) -> u64 {
+    (sum >> 32) + (sum & 0xffff_ffff)
 }
 
 /// Puts the record right in front of the packet; false when the driver has no room for one.

@@ -30,7 +30,7 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[xdp(frags)]
 pub fn netfwd(ctx: XdpContext) -> u32 {
     let policy = maps::policy();
-    let packet = Packet::new(&ctx, policy.reserved);
+    let packet = Packet::new(&ctx);
     match classify(packet, &Maps, &policy) {
         Verdict::Pass(reason) => pass(reason),
         Verdict::Drop(reason) => {
@@ -45,7 +45,6 @@ pub fn netfwd(ctx: XdpContext) -> u32 {
 }
 
 /// A line for user space, where the number becomes a name. Only drops are logged, and only with the debug switch on.
-#[cold]
 #[inline(never)]
 fn log_drop(ctx: &XdpContext, reason: u8) {
     aya_log_ebpf::debug!(ctx, "drop reason={} queue={}", reason, ctx.rx_queue_index());

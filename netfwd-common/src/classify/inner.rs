@@ -6,7 +6,7 @@
 use zerocopy::transmute;
 
 use crate::checksum::Sum;
-use crate::cursor::{Cursor, SHORT};
+use crate::cursor::Cursor;
 use crate::reason::DropReason;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp};
 
@@ -87,11 +87,14 @@ pub(super) fn parse<C: Cursor>(packet: C, content: Content, len: usize) -> Resul
         _ => parse_ipv4(ip, available)?,
     };
     let trailer = available - network.header_len - network.payload_len;
-    if !network.plain || trailer >= SHORT {
+    if !network.plain {
         return Ok(Inner::opaque(packet, len));
     }
     let body = ip.skip(network.header_len);
-    let Some(transport) = parse_l4(body, &network)? else { return Ok(Inner::opaque(packet, len)) };
+    let transport = parse_l4(body, &network)?;
+    if transport.l4 == L4::Opaque {
+        return Ok(Inner::opaque(packet, len));
+    }
     Ok(Inner {
         body,
         len: network.payload_len,
@@ -116,7 +119,7 @@ struct Network {
     sum: Sum,
     pseudo: Sum,
     intact: bool,
-    hash: u32,
+    hash: u64,
 }
 
 #[inline(always)]
@@ -143,7 +146,7 @@ fn parse_ipv4(packet: impl Cursor, available: usize) -> Result<Network, Refusal>
         sum,
         pseudo: pseudo(addresses, ip.protocol, payload_len as u16),
         intact: sum.is_valid(),
-        hash: addresses.into_iter().fold(u32::from(ip.protocol), mix),
+        hash: addresses.into_iter().fold(u64::from(ip.protocol), mix),
     })
 }
 
@@ -169,24 +172,29 @@ fn parse_ipv6(packet: impl Cursor, available: usize) -> Result<Network, Refusal>
         sum: Sum::ZERO.add_words(words),
         pseudo: pseudo(addresses, ip.next_header, payload_len as u16),
         intact: true,
-        hash: addresses.into_iter().fold(u32::from(ip.next_header), mix),
+        hash: addresses.into_iter().fold(u64::from(ip.next_header), mix),
     })
 }
 
 /// A TCP or UDP header.
 struct Transport {
     l4: L4,
+    /// In memory order.
     checksum: u16,
     /// Both ports, in memory order.
     ports: u32,
 }
 
+impl Transport {
+    const OPAQUE: Self = Self { l4: L4::Opaque, checksum: 0, ports: 0 };
+}
+
 #[inline(always)]
-fn parse_l4(segment: impl Cursor, network: &Network) -> Result<Option<Transport>, Refusal> {
+fn parse_l4(segment: impl Cursor, network: &Network) -> Result<Transport, Refusal> {
     match network.protocol {
-        IPPROTO_TCP => parse_tcp(segment, network).map(Some),
+        IPPROTO_TCP => parse_tcp(segment, network),
         IPPROTO_UDP => parse_udp(segment, network),
-        _ => Ok(None),
+        _ => Ok(Transport::OPAQUE),
     }
 }
 
@@ -204,7 +212,7 @@ fn parse_tcp(packet: impl Cursor, network: &Network) -> Result<Transport, Refusa
 }
 
 #[inline(always)]
-fn parse_udp(packet: impl Cursor, network: &Network) -> Result<Option<Transport>, Refusal> {
+fn parse_udp(packet: impl Cursor, network: &Network) -> Result<Transport, Refusal> {
     if network.payload_len < udp::HEADER_LEN {
         return Err(BAD);
     }
@@ -216,7 +224,7 @@ fn parse_udp(packet: impl Cursor, network: &Network) -> Result<Option<Transport>
     }
     // A surplus area (RFC 9868) is unusual, not wrong.
     if length != network.payload_len {
-        return Ok(None);
+        return Ok(Transport::OPAQUE);
     }
     let checksum: u16 = transmute!(header.checksum);
     let l4 = match (checksum, network.is_ipv6) {
@@ -224,18 +232,18 @@ fn parse_udp(packet: impl Cursor, network: &Network) -> Result<Option<Transport>
         (0, true) => L4::Missing,
         _ => L4::Checked,
     };
-    Ok(Some(Transport { l4, checksum, ports: words[0] }))
+    Ok(Transport { l4, checksum, ports: words[0] })
 }
 
-/// One step of a multiplicative hash: cheap in BPF, and enough to spread flows over sockets and source ports.
+/// One step of a multiplicative hash: two instructions in BPF, and enough to spread flows over sockets and source ports.
 #[inline(always)]
-fn mix(hash: u32, word: u32) -> u32 {
-    (hash ^ word).wrapping_mul(0x9e37_79b1).rotate_left(13)
+fn mix(hash: u64, word: u32) -> u64 {
+    (hash ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Folds to sixteen bits; 0 is kept for "no flow".
+/// The upper sixteen bits, to which every word has spread; 0 is kept for "no flow".
 #[inline(always)]
-fn fold_hash(hash: u32) -> u16 {
-    let folded = (hash >> 16) as u16 ^ hash as u16;
+fn fold_hash(hash: u64) -> u16 {
+    let folded = (hash >> 48) as u16;
     if folded == 0 { 1 } else { folded }
 }

@@ -10,6 +10,7 @@
 //! Deliberately absent: reassembly, option parsing, nested tunnels (an inner packet is only an inner packet here), ECN
 //! (RFC 6040 needs to rewrite, so it belongs to decapsulation), and per-remote inner prefixes (user space has the trie).
 
+mod exact;
 mod inner;
 mod outer;
 mod tunnel;
@@ -22,6 +23,7 @@ use crate::cursor::Cursor;
 use crate::reason::{DropReason, PassReason};
 use crate::wire::{udp, vxlan};
 
+use exact::{Match, beyond_linear};
 use outer::Outer;
 
 /// The forwarding state that classification asks: BPF maps there, hash maps here.
@@ -85,9 +87,7 @@ pub fn classify(frame: impl Cursor, lookup: &impl Lookup, policy: &Policy) -> Ve
 
 #[inline(always)]
 fn delivery(frame: impl Cursor, lookup: &impl Lookup, policy: &Policy) -> Result<Delivery, Refusal> {
-    let outer = outer::parse(frame)?;
-    let header = tunnel_header(frame, lookup, &outer)?;
-    let entry = exact_match(lookup, &outer, &header)?;
+    let (outer, Match { header, entry }) = outer::parse(frame, lookup)?;
     let kind = TunnelKind::from_u8(entry.kind).ok_or(Refusal::Drop(DropReason::UnknownVni))?;
     let content = tunnel::check(kind, &header)?;
     let inner_len = inner_len(frame, &outer)?;
@@ -115,50 +115,6 @@ fn delivery(frame: impl Cursor, lookup: &impl Lookup, policy: &Policy) -> Result
     })
 }
 
-/// Loads the tunnel header. A datagram too short for one is ours only if its address and port are.
-#[inline(always)]
-fn tunnel_header(frame: impl Cursor, lookup: &impl Lookup, outer: &Outer) -> Result<tunnel::Header, Refusal> {
-    let header = frame.skip(outer.udp_offset).load_words(udp::HEADER_LEN);
-    match header {
-        Some(header) if outer.udp_length >= udp::HEADER_LEN + vxlan::HEADER_LEN => Ok(tunnel::Header(header)),
-        _ => Err(no_tunnel_header(frame, lookup, outer)),
-    }
-}
-
-#[cold]
-#[inline(always)]
-fn no_tunnel_header(frame: impl Cursor, lookup: &impl Lookup, outer: &Outer) -> Refusal {
-    if lookup.endpoint(&outer.endpoint_key()).is_none() {
-        return Refusal::Pass(PassReason::NotOurs);
-    }
-    if outer.udp_length < udp::HEADER_LEN + vxlan::HEADER_LEN {
-        return Refusal::Drop(DropReason::BadLength);
-    }
-    beyond_linear(frame, outer)
-}
-
-/// The exact match of the datagram. On a miss the header rules still come first: a VNI means something only behind a
-/// valid header.
-#[inline(always)]
-fn exact_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Result<TunnelEntry, Refusal> {
-    lookup.tunnel(&outer.tunnel_key(header.vni())).ok_or_else(|| no_match(lookup, outer, header))
-}
-
-#[cold]
-#[inline(always)]
-fn no_match(lookup: &impl Lookup, outer: &Outer, header: &tunnel::Header) -> Refusal {
-    let Some(endpoint) = lookup.endpoint(&outer.endpoint_key()) else {
-        return Refusal::Pass(PassReason::NotOurs);
-    };
-    if let Some(kind) = TunnelKind::from_u8(endpoint.kind)
-        && let Err(refusal) = tunnel::check(kind, header)
-    {
-        return refusal;
-    }
-    let known = lookup.network(&outer.network_key(header.vni()));
-    Refusal::Drop(if known { DropReason::RemoteNotAllowed } else { DropReason::UnknownVni })
-}
-
 /// Length of the inner packet, once all length fields agree with each other and with the frame.
 ///
 /// A UDP length below the IP payload is legal (RFC 9868's surplus area) and the surplus is not ours to look at.
@@ -168,18 +124,7 @@ fn inner_len(frame: impl Cursor, outer: &Outer) -> Result<usize, Refusal> {
         return Err(Refusal::Drop(DropReason::BadLength));
     }
     if outer.ip_end > frame.len() {
-        return Err(beyond_linear(frame, outer));
+        return Err(beyond_linear(frame.total_len(), outer.ip_end));
     }
     outer.udp_length.checked_sub(udp::HEADER_LEN + vxlan::HEADER_LEN).ok_or(Refusal::Drop(DropReason::BadLength))
-}
-
-/// A packet of ours that claims more than can be read: in fragments of the XDP buffer it is whole, otherwise cut short.
-#[cold]
-#[inline(always)]
-fn beyond_linear(frame: impl Cursor, outer: &Outer) -> Refusal {
-    if outer.ip_end <= frame.total_len() {
-        Refusal::Pass(PassReason::Frags)
-    } else {
-        Refusal::Drop(DropReason::Truncated)
-    }
 }

@@ -2,26 +2,20 @@
 
 use zerocopy::transmute;
 
-use crate::abi::{EndpointKey, FLAG_UDP6_ZERO_CSUM_RX, NetworkKey, TunnelKey};
+use crate::abi::FLAG_UDP6_ZERO_CSUM_RX;
 use crate::checksum::Sum;
 use crate::cursor::Cursor;
 use crate::reason::{DropReason, PassReason};
 use crate::wire::{IPPROTO_UDP, ethernet, ipv4, ipv6, udp};
 
-use super::Refusal;
+use super::exact::{Address, Match, Origin, find};
+use super::{Lookup, Refusal};
 
 /// Most VLAN tags that are looked behind, outside and inside.
 const MAX_VLAN_TAGS: usize = 2;
 
-/// Sixteen bytes, IPv4 v4-mapped, in memory order.
-type Address = [u32; 4];
-
 /// The outer headers of a UDP datagram.
 pub(super) struct Outer {
-    /// Addresses as map keys hold them, as words: written to the BPF stack four bytes at a time.
-    pub local: Address,
-    pub remote: Address,
-    pub port: u16,
     pub ecn: u8,
     pub is_ipv6: bool,
     /// Where the IP packet ends by its own account.
@@ -36,32 +30,6 @@ pub(super) struct Outer {
     pub pseudo: Sum,
     /// The IPv4 header's checksum is right, or there is none.
     pub header_intact: bool,
-}
-
-impl Outer {
-    /// Every key ends with the port and two zero bytes.
-    #[inline(always)]
-    fn port_word(&self) -> u32 {
-        transmute!([self.port, 0])
-    }
-
-    #[inline(always)]
-    pub fn tunnel_key(&self, vni: u32) -> TunnelKey {
-        let ([a, b, c, d], [e, f, g, h]) = (self.local, self.remote);
-        transmute!([a, b, c, d, e, f, g, h, vni, self.port_word()])
-    }
-
-    #[inline(always)]
-    pub fn endpoint_key(&self) -> EndpointKey {
-        let [a, b, c, d] = self.local;
-        transmute!([a, b, c, d, self.port_word()])
-    }
-
-    #[inline(always)]
-    pub fn network_key(&self, vni: u32) -> NetworkKey {
-        let [a, b, c, d] = self.local;
-        transmute!([a, b, c, d, vni, self.port_word()])
-    }
 }
 
 /// `abi::map_ipv4` over a word.
@@ -103,18 +71,18 @@ pub(super) fn parse_link(frame: impl Cursor) -> Option<Link> {
 
 /// Parses down to the UDP header. Whatever is malformed or unusual this far is the kernel's to judge.
 #[inline(always)]
-pub(super) fn parse(frame: impl Cursor) -> Result<Outer, Refusal> {
+pub(super) fn parse(frame: impl Cursor, lookup: &impl Lookup) -> Result<(Outer, Match), Refusal> {
     let link = parse_link(frame).ok_or(Refusal::Pass(PassReason::TooShort))?;
     let packet = frame.skip(link.len);
     match link.ethertype {
-        ethernet::ETHERTYPE_IPV4 => parse_ipv4(packet, link.len),
-        ethernet::ETHERTYPE_IPV6 => parse_ipv6(packet, link.len),
+        ethernet::ETHERTYPE_IPV4 => parse_ipv4(packet, link.len, lookup),
+        ethernet::ETHERTYPE_IPV6 => parse_ipv6(packet, link.len, lookup),
         _ => Err(Refusal::Pass(PassReason::NotIp)),
     }
 }
 
 #[inline(always)]
-fn parse_ipv4(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
+fn parse_ipv4(packet: impl Cursor, offset: usize, lookup: &impl Lookup) -> Result<(Outer, Match), Refusal> {
     let words: [u32; 5] = packet.load_words(0).ok_or(Refusal::Pass(PassReason::TooShort))?;
     let ip: ipv4::Header = transmute!(words);
     if ip.version() != 4 || ip.header_len() < ipv4::HEADER_LEN {
@@ -131,10 +99,8 @@ fn parse_ipv4(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
     }
     let (udp, udp_sum) = load_udp(packet, ipv4::HEADER_LEN)?;
     let pseudo = pseudo([words[3], words[4]], IPPROTO_UDP, udp.length.get());
-    Ok(Outer {
-        local: map_ipv4(words[4]),
-        remote: map_ipv4(words[3]),
-        port: udp.destination_port.get(),
+    let origin = Origin { local: map_ipv4(words[4]), remote: map_ipv4(words[3]), port: udp.destination_port.get() };
+    let outer = Outer {
         ecn: ip.tos & 3,
         is_ipv6: false,
         ip_end: offset + usize::from(ip.total_length.get()),
@@ -144,11 +110,13 @@ fn parse_ipv4(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
         sum: pseudo + udp_sum,
         pseudo,
         header_intact: Sum::ZERO.add_words(words).is_valid(),
-    })
+    };
+    let found = find(packet, ipv4::HEADER_LEN, &outer, &origin, lookup)?;
+    Ok((outer, found))
 }
 
 #[inline(always)]
-fn parse_ipv6(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
+fn parse_ipv6(packet: impl Cursor, offset: usize, lookup: &impl Lookup) -> Result<(Outer, Match), Refusal> {
     let words: [u32; 10] = packet.load_words(0).ok_or(Refusal::Pass(PassReason::TooShort))?;
     let ip: ipv6::Header = transmute!(words);
     let [_, _, addresses @ ..] = words;
@@ -163,10 +131,12 @@ fn parse_ipv6(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
     }
     let (udp, udp_sum) = load_udp(packet, ipv6::HEADER_LEN)?;
     let pseudo = pseudo(addresses, IPPROTO_UDP, udp.length.get());
-    Ok(Outer {
+    let origin = Origin {
         local: [words[6], words[7], words[8], words[9]],
         remote: [words[2], words[3], words[4], words[5]],
         port: udp.destination_port.get(),
+    };
+    let outer = Outer {
         ecn: ip.traffic_class() & 3,
         is_ipv6: true,
         ip_end: offset + ipv6::HEADER_LEN + usize::from(ip.payload_length.get()),
@@ -176,7 +146,9 @@ fn parse_ipv6(packet: impl Cursor, offset: usize) -> Result<Outer, Refusal> {
         sum: pseudo + udp_sum,
         pseudo,
         header_intact: true,
-    })
+    };
+    let found = find(packet, ipv6::HEADER_LEN, &outer, &origin, lookup)?;
+    Ok((outer, found))
 }
 
 /// The UDP header and its sum.

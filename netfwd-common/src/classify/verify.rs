@@ -105,7 +105,7 @@ fn trailer(inner: &Inner<impl Cursor>) -> Sum {
     if inner.trailer == 0 {
         return Sum::ZERO;
     }
-    let sum = inner.body.skip(inner.len).sum_short(inner.trailer).unwrap_or(Sum::ZERO);
+    let sum = inner.body.skip(inner.len).sum(inner.trailer).unwrap_or(Sum::ZERO);
     // RFC 1071 §2(B): a sum over bytes moved by one is the swapped sum.
     if inner.len % 2 == 1 { Sum::from_raw(u64::from(sum.fold().swap_bytes())) } else { sum }
 }

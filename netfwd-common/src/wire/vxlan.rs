@@ -69,7 +69,9 @@ pub struct GpeHeader {
 /// Checks a VXLAN header as strictly as the kernel's device does and returns its VNI.
 ///
 /// RFC 7348 §5: flag I "MUST be set to 1 for a valid VXLAN Network ID"; the other seven flags and both reserved fields
-/// are zero. A set bit means an extension that changes the meaning of the packet, so it is never ignored.
+/// are sent as zero. Receivers may ignore them by the RFC, but the kernel drops what it has no extension for (`vxlan_rcv`), and
+/// so do we: an extension changes the meaning of the packet.
+#[inline(always)]
 pub const fn check_vxlan(bytes: &[u8; HEADER_LEN]) -> Result<u32, DropReason> {
     match *bytes {
         [FLAG_VNI, 0, 0, 0, a, b, c, 0] => Ok(u32::from_be_bytes([0, a, b, c])),
@@ -81,6 +83,7 @@ pub const fn check_vxlan(bytes: &[u8; HEADER_LEN]) -> Result<u32, DropReason> {
 ///
 /// Version 0, flags I and P set, nothing reserved set (draft-ietf-nvo3-vxlan-gpe-13 §3.1); O packets are for the
 /// tunnel's end point itself and must never be forwarded; a next protocol other than IPv4 and IPv6 is not ours to carry.
+#[inline(always)]
 pub const fn check_gpe(bytes: &[u8; HEADER_LEN]) -> Result<GpeHeader, DropReason> {
     let [flags, reserved_a, reserved_b, next_protocol, vni_a, vni_b, vni_c, reserved_c] = *bytes;
     let well_formed = flags & (GPE_RESERVED_MASK | GPE_VERSION_MASK) == 0

@@ -152,6 +152,7 @@ pub struct XdpProgram {
     networks: Bytes<24, 1>,
     sockets: XskMap<MapData>,
     policy: Array<MapData, [u8; 4]>,
+    generation: Array<MapData, u32>,
     drops: PerCpuArray<MapData, u64>,
     passes: PerCpuArray<MapData, u64>,
     tolerated: PerCpuArray<MapData, u64>,
@@ -172,6 +173,7 @@ impl XdpProgram {
             networks: take(&mut ebpf, abi::NETWORKS)?,
             sockets: take(&mut ebpf, abi::XSKS)?,
             policy: take(&mut ebpf, abi::POLICY)?,
+            generation: take(&mut ebpf, abi::GENERATION)?,
             drops: take(&mut ebpf, abi::DROPS)?,
             passes: take(&mut ebpf, abi::PASSES)?,
             tolerated: take(&mut ebpf, abi::TOLERATED)?,
@@ -180,7 +182,7 @@ impl XdpProgram {
         };
         program.set_policy(policy)?;
         program.update_table(table)?;
-        program.program_mut()?.load()?;
+        program.program_mut()?.load().inspect_err(|error| tracing::debug!("{error}"))?;
         Ok(program)
     }
 
@@ -193,6 +195,14 @@ impl XdpProgram {
 
     /// Makes the maps agree with `table`. New entries go in before old ones go out.
     pub fn update_table(&mut self, table: &ForwardingTable) -> Result<(), XdpError> {
+        let replaced = self.replace_entries(table);
+        // Last, and also when only some entries could be replaced: whatever the program remembers is void now.
+        let generation: u32 = self.generation.get(&0, 0)?;
+        self.generation.set(0, generation.wrapping_add(1), 0)?;
+        replaced
+    }
+
+    fn replace_entries(&mut self, table: &ForwardingTable) -> Result<(), XdpError> {
         let tunnels = table.entries().map(|(key, entry)| (transmute!(*key), transmute!(*entry)));
         replace(&mut self.tunnels, tunnels)?;
         replace(&mut self.networks, table.networks().map(|key| (transmute!(*key), [1])))?;

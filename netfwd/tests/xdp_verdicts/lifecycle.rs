@@ -1,0 +1,98 @@
+//! Loading, attaching, sockets, tables and log lines.
+
+use netfwd::datapath::table::ForwardingTable;
+use netfwd::io::xdp::{AttachMode, AttachedMode, XdpProgram};
+use netfwd_common::abi::Policy;
+use netfwd_common::classify::Verdict;
+use netfwd_common::reason::{DropReason, PassReason};
+
+use crate::bench::{DROP, XDP_PASS, XDP_REDIRECT, total, with_program};
+use crate::packets::{Inner, Outer};
+
+#[test]
+fn without_a_socket_the_kernel_gets_the_packet() {
+    with_program(DROP, |bench| {
+        bench.xdp.unregister_socket(0).unwrap();
+        let run = bench.run(&Outer::vxlan4(7).frame(&Inner::udp4(80).ethernet(0)));
+        assert_eq!((run.action, run.metadata), (XDP_PASS, None));
+        assert_eq!(run.counted.passed(PassReason::NoSocket), 1);
+        assert_eq!(total(&run.counted), [1, 0, 0, 1]);
+    });
+}
+
+#[test]
+fn drops_are_logged_only_with_the_debug_switch() {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    with_program(DROP, |bench| {
+        let mut log = bench.xdp.take_log().unwrap();
+        let readable = |log: &netfwd::io::xdp_log::XdpLog| {
+            let mut poll = libc::pollfd { fd: log.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one valid pollfd, which lives through the call; no wait.
+            unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+        };
+        let oam = Outer::gpe4(9, 1).header([0x0d, 0, 0, 1, 0, 0, 9, 0]).frame(&Inner::tcp4(1).bytes());
+        assert_eq!(bench.verdict(&oam), Verdict::Drop(DropReason::Oam));
+        assert!(!readable(&log));
+        bench.set_policy(Policy { debug: 1, ..DROP });
+        assert_eq!(bench.verdict(&oam), Verdict::Drop(DropReason::Oam));
+        assert!(readable(&log));
+        log.flush();
+        assert!(!readable(&log));
+    });
+}
+
+/// A veth pair that goes away with its owner.
+struct Veth(String);
+
+impl Veth {
+    fn new() -> Self {
+        let name = format!("nx{}", std::process::id());
+        ip(&["link", "add", &name, "type", "veth", "peer", "name", &format!("{name}p")]);
+        Self(name)
+    }
+}
+
+impl Drop for Veth {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ip").args(["link", "del", &self.0]).status();
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success(), "ip {arguments:?}");
+}
+
+#[test]
+fn attaching_is_by_link_and_ends_with_the_program() {
+    with_program(DROP, |bench| {
+        let veth = Veth::new();
+        let attached = |name: &str| {
+            let output = std::process::Command::new("ip").args(["link", "show", name]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().contains("prog/xdp")
+        };
+        assert_eq!(bench.xdp.attach(&veth.0, AttachMode::Auto).unwrap(), AttachedMode::Native);
+        assert!(attached(&veth.0));
+        let mut second = XdpProgram::load(&bench.table, DROP).unwrap();
+        let busy = second.attach(&veth.0, AttachMode::Native).unwrap_err().to_string();
+        assert!(busy.contains(&veth.0) && busy.contains("another XDP program"), "{busy}");
+        bench.xdp.detach();
+        assert!(!attached(&veth.0));
+        assert_eq!(second.attach(&veth.0, AttachMode::Generic).unwrap(), AttachedMode::Generic);
+        drop(second);
+        assert!(!attached(&veth.0));
+        let missing = bench.xdp.attach("nosuchif0", AttachMode::Auto).unwrap_err().to_string();
+        assert!(missing.contains("nosuchif0"), "{missing}");
+    });
+}
+
+#[test]
+fn an_updated_table_holds_from_the_next_packet_on() {
+    with_program(DROP, |bench| {
+        let frame = Outer::vxlan4(7).frame(&Inner::tcp4(9).ethernet(0));
+        assert_eq!(bench.run(&frame).action, XDP_REDIRECT);
+        bench.xdp.update_table(&ForwardingTable::default()).unwrap();
+        assert_eq!(bench.run(&frame).counted.passed(PassReason::NotOurs), 1);
+        bench.xdp.update_table(&bench.table).unwrap();
+        assert_eq!(bench.run(&frame).action, XDP_REDIRECT);
+    });
+}
