@@ -8,7 +8,6 @@ pub mod control_message;
 pub mod ethtool;
 pub mod gather;
 pub mod mem;
-pub mod pcap;
 pub mod raw_send;
 pub mod socket;
 pub mod tun;
