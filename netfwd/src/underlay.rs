@@ -27,7 +27,7 @@ use crate::published::FrameGauges;
 use crate::worker::{self, BATCH};
 
 /// Entries of each RX ring and fill ring.
-const RING: u32 = 2048;
+const RING: u32 = 4096;
 /// Frames of one queue's UMEM: what both rings hold, and a batch in user space's hands.
 const FRAMES: u32 = 2 * RING + BATCH as u32;
 /// The kernel's and Cilium's choice for busy polling.

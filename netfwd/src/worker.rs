@@ -31,7 +31,7 @@ use crate::published::FrameGauges;
 pub const BATCH: usize = 256;
 /// Superframes read from one device before the others get their turn.
 const DEVICE_BURST: usize = 16;
-/// Batches of each source that are taken after the stop: a full RX ring of 2,048 packets.
+/// Batches of each source that are taken after the stop: half an RX ring.
 const DRAIN_ROUNDS: usize = 8;
 /// Longest sleep: the pulse stays fresh on an idle gateway.
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };

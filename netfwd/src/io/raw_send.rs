@@ -11,7 +11,7 @@
 //!   the pool send it, with a checksum, fragmented by the kernel where needed.
 
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use netfwd_common::checksum::Sum;
@@ -32,37 +32,26 @@ const HOP_LIMIT: u8 = 64;
 /// SO_SNDBUF.
 const SEND_BUFFER: usize = 1 << 20;
 
-/// One worker's raw sockets, as far as the kernel gives them.
+/// One worker's raw sockets, one for each local address that the kernel gave one.
 #[derive(Debug)]
-pub struct RawSender {
-    v4: Option<OwnedFd>,
-    v6: Option<OwnedFd>,
-}
+pub struct RawSender(Box<[(IpAddr, OwnedFd)]>);
 
 impl RawSender {
-    /// Raw sockets for the families among `locals`. A refused one leaves one INFO line, and its datagrams to the pool.
+    /// Raw sockets for `locals`. A refused one leaves one INFO line, and its datagrams to the pool.
     pub fn open(locals: impl Iterator<Item = IpAddr>) -> Self {
-        let mut sender = Self { v4: None, v6: None };
-        for local in locals {
-            let socket = if local.is_ipv4() { &mut sender.v4 } else { &mut sender.v6 };
-            if socket.is_none() {
-                *socket = open_raw(local)
-                    .inspect_err(
-                        |error| tracing::info!(%local, %error, "no raw socket: outer checksums are always sent"),
-                    )
-                    .ok();
-            }
-        }
-        sender
+        let open = |local| {
+            open_raw(local)
+                .inspect_err(|error| tracing::info!(%local, %error, "no raw socket: outer checksums are always sent"))
+                .ok()
+                .map(|socket| (local, socket))
+        };
+        Self(locals.filter_map(open).collect())
     }
 
     /// Sends a single datagram from `source_port`.
     pub fn send(&self, transmit: &Transmit<'_>, source_port: u16) -> io::Result<()> {
-        let socket = match transmit.local {
-            IpAddr::V4(_) => &self.v4,
-            IpAddr::V6(_) => &self.v6,
-        };
-        let socket = socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let (_, socket) =
+            self.0.iter().find(|(local, _)| *local == transmit.local).ok_or(io::ErrorKind::Unsupported)?;
         let headers = Headers::new(transmit, source_port).ok_or(io::ErrorKind::InvalidInput)?;
         let mut storage = [IoSlice::new(&[]); MAX_SLICES];
         let slices = storage.get_mut(..2 + transmit.slices.len()).ok_or(io::ErrorKind::InvalidInput)?;
@@ -77,6 +66,8 @@ impl RawSender {
 fn open_raw(local: IpAddr) -> io::Result<OwnedFd> {
     let socket = socket::open(local, SocketType::RAW, Some(ipproto::RAW))?;
     socket::set_buffer(&socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
+    // Source routing rules must see the address: else singles and runs of a flow could take different ways.
+    rustix::net::bind(&socket, &SocketAddr::new(local, 0))?;
     // Drops of the queueing discipline shall be seen. No ICMP error finds its way here: none is about protocol 255.
     match local {
         IpAddr::V4(_) => socket::set_int(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?,
