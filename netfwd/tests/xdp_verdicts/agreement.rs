@@ -12,7 +12,7 @@ use crate::packets::{Field, Inner, Outer};
 fn payloads_of_every_length_and_every_value_are_summed_right() {
     with_program(DROP, |bench| {
         for len in (0..520).chain(1380..1420).chain(2900..3000) {
-            for payload in [vec![0xff; len], (0..len).map(|at| (at * at >> 3) as u8 ^ 0xa5).collect()] {
+            for payload in [vec![0xff; len], (0..len).map(|at| ((at * at) >> 3) as u8 ^ 0xa5).collect()] {
                 let mut frame = Outer::vxlan4(7).frame(&Inner { payload, ..Inner::udp4(0) }.ethernet(0));
                 assert_eq!(bench.delivery(&frame).checksums, ChecksumVerdict::Verified, "{len}");
                 *frame.last_mut().unwrap() ^= 1;
