@@ -45,6 +45,9 @@ pub fn netfwd(ctx: XdpContext) -> u32 {
 }
 
 /// A line for user space, where the number becomes a name. Only drops are logged, and only with the debug switch on.
+///
+/// Not marked cold: cold functions go to a section of their own, and aya's loader, which tells functions apart by their offset
+/// alone, then takes this one for the first of the other section.
 #[inline(never)]
 fn log_drop(ctx: &XdpContext, reason: u8) {
     aya_log_ebpf::debug!(ctx, "drop reason={} queue={}", reason, ctx.rx_queue_index());

@@ -34,7 +34,7 @@ pub static TOLERATED: PerCpuArray<u64> = PerCpuArray::with_max_entries(DropReaso
 #[map]
 pub static ACTIONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Action::ALL.len() as u32, 0);
 
-/// A power of two: each remote and VNI has one slot.
+/// A power of two: remote and VNI choose the slot.
 const NEWEST_SLOTS: u32 = 64;
 
 /// A remembered match, good while the generation lasts.
@@ -47,18 +47,11 @@ struct Newest {
 /// The forwarding state behind the maps.
 pub struct Maps;
 
-/// An exact match, asked of the map.
-#[inline(always)]
-fn find(key: &TunnelKey) -> Option<TunnelEntry> {
-    // SAFETY: entries are replaced whole by user space; a torn read of one is at worst one misrouted packet that user space rechecks.
-    unsafe { TUNNELS.get(key) }.copied()
-}
-
 impl Lookup for Maps {
     #[inline(always)]
     fn tunnel(&self, key: &TunnelKey) -> Option<TunnelEntry> {
-        // Read before the map is asked and changed after the map was: an entry is never remembered as newer than it is. A new
-        // object's generation is not 0, which empty slots have.
+        // Read before the map is asked, while user space changes it after the map: no entry is remembered as newer than it is.
+        // 0 is the generation of empty slots.
         let generation = GENERATION.get(0).copied().unwrap_or_default();
         let words: [u32; 10] = transmute!(*key);
         let Some(slot) = NEWEST.get_ptr_mut((u32::from_be(words[7]) ^ key.vni) % NEWEST_SLOTS) else {
@@ -79,15 +72,22 @@ impl Lookup for Maps {
 
     #[inline(always)]
     fn endpoint(&self, key: &EndpointKey) -> Option<EndpointEntry> {
-        // SAFETY: as above.
+        // SAFETY: as in `find`.
         unsafe { ENDPOINTS.get(key) }.copied()
     }
 
     #[inline(always)]
     fn network(&self, key: &NetworkKey) -> bool {
-        // SAFETY: as above.
+        // SAFETY: as in `find`.
         unsafe { NETWORKS.get(key) }.is_some()
     }
+}
+
+/// An exact match, asked of the map.
+#[inline(always)]
+fn find(key: &TunnelKey) -> Option<TunnelEntry> {
+    // SAFETY: entries are replaced whole by user space; a torn read of one is at worst one misrouted packet that user space rechecks.
+    unsafe { TUNNELS.get(key) }.copied()
 }
 
 /// The interface's switches; an array's only element is always there.

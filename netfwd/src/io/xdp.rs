@@ -188,8 +188,7 @@ impl XdpProgram {
 
     /// Changes the switches, from the next packet on.
     pub fn set_policy(&mut self, policy: Policy) -> Result<(), XdpError> {
-        // The program relies on the reserved byte being zero.
-        let value: [u8; 4] = transmute!(Policy { reserved: 0, ..policy });
+        let value: [u8; 4] = transmute!(policy);
         Ok(self.policy.set(0, value, 0)?)
     }
 
