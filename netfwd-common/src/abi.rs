@@ -188,8 +188,8 @@ pub struct Policy {
     pub accept_partial: u8,
     /// 1: aya-log lines for drops.
     pub debug: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// The longest frame that the AF_XDP buffers hold, in units of 64 bytes; 0: any.
+    pub frame_limit: u8,
 }
 
 /// [`Metadata::magic`].

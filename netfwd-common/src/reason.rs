@@ -152,6 +152,8 @@ reasons! {
         NoSocket => "no_socket",
         /// The driver has no room for the metadata record, without which user space could trust nothing.
         NoMetadata => "no_metadata",
+        /// Longer than an AF_XDP buffer: the MTU has been raised since the start.
+        TooLong => "too_long",
         /// Too short to be any of ours.
         TooShort => "too_short",
     }

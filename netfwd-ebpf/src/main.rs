@@ -40,6 +40,7 @@ pub fn netfwd(ctx: XdpContext) -> u32 {
             maps::count(&DROPS, reason.index());
             finish(Action::Drop, XDP_DROP)
         }
+        Verdict::Deliver(_) if is_too_long(&ctx, policy.frame_limit) => pass(PassReason::TooLong),
         Verdict::Deliver(delivery) => deliver(&ctx, &delivery),
     }
 }
@@ -59,18 +60,27 @@ fn pass(reason: PassReason) -> u32 {
     finish(Action::Pass, XDP_PASS)
 }
 
+/// Whether the frame would vanish into the socket's `rx_dropped`.
+#[inline(always)]
+fn is_too_long(ctx: &XdpContext, limit: u8) -> bool {
+    limit != 0 && ctx.data_end() - ctx.data() > usize::from(limit) * 64
+}
+
 #[inline(always)]
 fn deliver(ctx: &XdpContext, delivery: &Delivery) -> u32 {
-    if let Some(reason) = delivery.tolerated {
-        maps::count(&TOLERATED, reason.index());
-    }
     // Without a record the bytes in front of the packet are whatever was there before, perhaps an older record: user space
     // could not tell. The kernel's UDP socket is slower and safe.
     if !cursor::write_metadata(ctx, &metadata(delivery)) {
         return pass(PassReason::NoMetadata);
     }
     match XSKS.redirect(ctx.rx_queue_index(), u64::from(XDP_PASS)) {
-        Ok(action) => finish(Action::Redirect, action),
+        Ok(action) => {
+            // Only here: what is passed on is judged again, and counted then.
+            if let Some(reason) = delivery.tolerated {
+                maps::count(&TOLERATED, reason.index());
+            }
+            finish(Action::Redirect, action)
+        }
         Err(_) => {
             // The kernel's own GRO would compare the records.
             cursor::remove_metadata(ctx);

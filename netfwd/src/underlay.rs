@@ -156,7 +156,8 @@ impl Underlay {
             verify: config.verify as u8,
             accept_partial: u8::from(config.accept_partial),
             debug: u8::from(config.debug),
-            reserved: 0,
+            // At most 3,840, and a multiple of 64.
+            frame_limit: (chunk_size(link).frame_limit(0) / 64) as u8,
         };
         let mut program = XdpProgram::load(table, policy).map_err(failed)?;
         let wanted = if config.xdp == XdpMode::Generic { AttachMode::Generic } else { AttachMode::Native };
@@ -246,9 +247,7 @@ impl Watched {
 
 fn open_socket(config: &config::Underlay, link: &Link, queue: u32) -> Result<xsk::Socket, UnderlayError> {
     let failed = |error| UnderlayError::Socket { interface: config.interface.clone(), queue, source: Box::new(error) };
-    // Longer frames have several buffers, which XDP passes to the kernel.
-    let chunk = ChunkSize::for_mtu(link.mtu as usize, 0).unwrap_or(ChunkSize::FourKiB);
-    let umem = Umem::new(chunk, 0, FRAMES).map_err(failed)?;
+    let umem = Umem::new(chunk_size(link), 0, FRAMES).map_err(failed)?;
     let options = xsk::Options {
         rx_size: RING,
         fill_size: RING,
@@ -261,4 +260,9 @@ fn open_socket(config: &config::Underlay, link: &Link, queue: u32) -> Result<xsk
         ..xsk::Options::default()
     };
     xsk::Socket::bind(umem, Target { ifindex: link.index, queue }, &options).map_err(failed)
+}
+
+/// The buffers that hold what the interface's MTU allows, as far as one buffer can. XDP passes longer frames to the kernel.
+fn chunk_size(link: &Link) -> ChunkSize {
+    ChunkSize::for_mtu(link.mtu as usize, 0).unwrap_or(ChunkSize::FourKiB)
 }

@@ -41,8 +41,6 @@ pub(super) enum L4 {
     Checked,
     /// UDP without one, over IPv4.
     Absent,
-    /// UDP without one, over IPv6: not allowed (RFC 8200 §8.1).
-    Missing,
     /// Not taken apart.
     Opaque,
 }
@@ -222,16 +220,13 @@ fn parse_udp(packet: impl Cursor, network: &Network) -> Result<Transport, Refusa
     if length < udp::HEADER_LEN || length > network.payload_len {
         return Err(BAD);
     }
-    // A surplus area (RFC 9868) is unusual, not wrong.
-    if length != network.payload_len {
+    let checksum: u16 = transmute!(header.checksum);
+    // A surplus area (RFC 9868) is unusual, not wrong. Without a checksum over IPv6 the receiver decides: RFC 8200 §8.1 lets it
+    // drop the datagram, RFC 6935 lets tunnels send it.
+    if length != network.payload_len || (checksum == 0 && network.is_ipv6) {
         return Ok(Transport::OPAQUE);
     }
-    let checksum: u16 = transmute!(header.checksum);
-    let l4 = match (checksum, network.is_ipv6) {
-        (0, false) => L4::Absent,
-        (0, true) => L4::Missing,
-        _ => L4::Checked,
-    };
+    let l4 = if checksum == 0 { L4::Absent } else { L4::Checked };
     Ok(Transport { l4, checksum, ports: words[0] })
 }
 

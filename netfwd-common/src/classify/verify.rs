@@ -65,7 +65,7 @@ pub(super) fn verify(outer: &Outer, header: &Header, inner: &Inner<impl Cursor>,
         L4::Absent => Finding::good(ChecksumVerdict::Absent),
         L4::Checked if inner_partial => Finding::good(ChecksumVerdict::Partial),
         L4::Checked if complete => Finding::good(ChecksumVerdict::Verified),
-        L4::Checked | L4::Missing => Finding::bad(DropReason::InnerL4Checksum),
+        L4::Checked => Finding::bad(DropReason::InnerL4Checksum),
     }
 }
 

@@ -177,7 +177,7 @@ pub fn with_program(policy: Policy, test: impl FnOnce(&mut Bench)) {
     test(&mut Bench::new(policy));
 }
 
-pub const COUNT: Policy = Policy { verify: Verify::Count as u8, accept_partial: 0, debug: 0, reserved: 0 };
-pub const OFF: Policy = Policy { verify: Verify::Off as u8, accept_partial: 0, debug: 0, reserved: 0 };
-pub const DROP: Policy = Policy { verify: Verify::Drop as u8, accept_partial: 0, debug: 0, reserved: 0 };
-pub const PARTIAL: Policy = Policy { verify: Verify::Drop as u8, accept_partial: 1, debug: 0, reserved: 0 };
+pub const COUNT: Policy = Policy { verify: Verify::Count as u8, accept_partial: 0, debug: 0, frame_limit: 0 };
+pub const OFF: Policy = Policy { verify: Verify::Off as u8, accept_partial: 0, debug: 0, frame_limit: 0 };
+pub const DROP: Policy = Policy { verify: Verify::Drop as u8, accept_partial: 0, debug: 0, frame_limit: 0 };
+pub const PARTIAL: Policy = Policy { verify: Verify::Drop as u8, accept_partial: 1, debug: 0, frame_limit: 0 };

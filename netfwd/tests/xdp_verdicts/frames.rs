@@ -89,7 +89,6 @@ pub fn drops() -> Vec<(DropReason, Vec<u8>)> {
         (InnerIpChecksum, Outer::vxlan4(7).frame(&inner.clone().ip_checksum(Field::Wrong).ethernet(0))),
         (InnerL4Checksum, Outer::vxlan4(7).frame(&inner.clone().checksum(Field::Wrong).ethernet(0))),
         (InnerL4Checksum, Outer::vxlan6(7).frame(&Inner::udp6(33).checksum(Field::Wrong).ethernet(0))),
-        (InnerL4Checksum, Outer::gpe4(9, 2).frame(&Inner::udp6(33).checksum(Field::Zero).bytes())),
         (PartialChecksum, Outer::vxlan4(7).frame(&inner.clone().checksum(Field::Partial).ethernet(0))),
         (PartialChecksum, Outer::vxlan6(7).frame(&Inner::udp6(9).checksum(Field::Partial).ethernet(0))),
         (PartialChecksum, Outer::vxlan4(7).checksum(Field::Partial).frame(&inner.ethernet(0))),

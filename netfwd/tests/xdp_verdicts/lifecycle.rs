@@ -6,8 +6,8 @@ use netfwd_common::abi::Policy;
 use netfwd_common::classify::Verdict;
 use netfwd_common::reason::{DropReason, PassReason};
 
-use crate::bench::{DROP, XDP_PASS, XDP_REDIRECT, total, with_program};
-use crate::packets::{Inner, Outer};
+use crate::bench::{COUNT, DROP, XDP_PASS, XDP_REDIRECT, total, with_program};
+use crate::packets::{Field, Inner, Outer};
 
 #[test]
 fn without_a_socket_the_kernel_gets_the_packet() {
@@ -17,6 +17,31 @@ fn without_a_socket_the_kernel_gets_the_packet() {
         assert_eq!((run.action, run.metadata), (XDP_PASS, None));
         assert_eq!(run.counted.passed(PassReason::NoSocket), 1);
         assert_eq!(total(&run.counted), [1, 0, 0, 1]);
+    });
+}
+
+#[test]
+fn what_is_tolerated_is_counted_where_it_is_delivered() {
+    with_program(COUNT, |bench| {
+        let bad = Outer::vxlan4(7).frame(&Inner::udp4(80).checksum(Field::Wrong).ethernet(0));
+        assert_eq!(bench.run(&bad).counted.tolerated.iter().sum::<u64>(), 1);
+        bench.xdp.unregister_socket(0).unwrap();
+        let run = bench.run(&bad);
+        assert_eq!(run.counted.tolerated.iter().sum::<u64>(), 0, "the socket's side judges it again");
+        assert_eq!(run.counted.passed(PassReason::NoSocket), 1);
+    });
+}
+
+#[test]
+fn a_frame_longer_than_the_buffers_takes_the_kernels_way() {
+    with_program(Policy { frame_limit: 16, ..DROP }, |bench| {
+        let of_length = |length: usize| {
+            let shortest = Outer::vxlan4(7).frame(&Inner::udp4(0).ethernet(0)).len();
+            Outer::vxlan4(7).frame(&Inner::udp4(length - shortest).ethernet(0))
+        };
+        assert_eq!(bench.run(&of_length(1024)).action, XDP_REDIRECT);
+        let run = bench.run(&of_length(1025));
+        assert_eq!((run.action, run.counted.passed(PassReason::TooLong)), (XDP_PASS, 1));
     });
 }
 

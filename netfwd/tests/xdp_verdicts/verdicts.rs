@@ -75,12 +75,14 @@ fn inner_padding_counts_for_the_outer_checksum_only() {
 }
 
 #[test]
-fn udp_without_a_checksum_is_absent_over_ipv4() {
+fn udp_without_a_checksum_is_absent_over_ipv4_and_left_to_the_receiver_over_ipv6() {
     with_program(DROP, |bench| {
         let inner = Inner::udp4(33).checksum(Field::Zero);
         assert_eq!(bench.delivery(&Outer::vxlan4(7).frame(&inner.ethernet(0))).checksums, ChecksumVerdict::Absent);
         let bare = Outer::vxlan4(7).checksum(Field::Zero).frame(&inner.ethernet(0));
         assert_eq!(bench.delivery(&bare).checksums, ChecksumVerdict::Absent);
+        let over_ipv6 = Outer::gpe4(9, 2).frame(&Inner::udp6(33).checksum(Field::Zero).bytes());
+        assert_eq!(bench.delivery(&over_ipv6).checksums, ChecksumVerdict::Unverified);
     });
 }
 

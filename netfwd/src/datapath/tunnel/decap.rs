@@ -150,7 +150,7 @@ pub fn open_payload<'a>(
     origin: &SocketOrigin,
 ) -> Result<Decapsulated<'a>, DropReason> {
     let Some((header, inner)) = payload.split_first_chunk_mut::<{ vxlan::HEADER_LEN }>() else {
-        return Err(DropReason::Truncated);
+        return Err(DropReason::BadLength);
     };
     let vni = u32::from_be_bytes([0, header[4], header[5], header[6]]);
     let key = TunnelKey { local: origin.local, remote: origin.remote, vni, port: origin.port, reserved: 0 };
