@@ -137,7 +137,7 @@ fn without_privileges_run_exits_1_and_names_what_is_missing() {
         .args(["run", "--config", file.path()])
         .output()
         .expect("setpriv is installed (util-linux)");
-    let line = "no privileges: CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF missing; run as root, or grant it \
+    let line = "no privileges: CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON missing; run as root, or grant it \
                 (AmbientCapabilities= in the systemd unit)";
     assert_ends(&output, 1, line);
 }

@@ -19,7 +19,7 @@ use crate::datapath::stats::Proto;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Candidate {
     pub layout: Layout,
-    /// TOS and TTL or their IPv6 twins, DF and flow label: [`Ipv4Fields`] or [`Ipv6Fields`], compared as one word.
+    /// TOS and TTL or their IPv6 twins, DF and flow label: as [`Ipv4Fields`] packs them, compared as one word.
     pub network: u64,
     /// IPv4 identification, if DF is clear.
     pub id: Option<u16>,
