@@ -181,13 +181,13 @@ impl Gateway {
             stop,
             threads: Vec::new(),
         };
-        // A lone worker is the scheduler's: pinned, it could not get out of the way of its own queue's interrupts.
-        let cpus = (self.workers.len() > 1).then(allowed_cpus).filter(|cpus| !cpus.is_empty());
+        let cpus = allowed_cpus();
         for (index, parts) in self.workers.into_iter().enumerate() {
             let worker =
                 Worker::new(running.shared.clone(), parts, &running.stop).map_err(system("cannot use epoll"))?;
             let heartbeat = health.add_worker(index.to_string());
-            let cpu = cpus.as_ref().map(|cpus| cpus[index % cpus.len()]);
+            // From the last CPU on: the first ones serve most interrupts.
+            let cpu = cpus.iter().rev().cycle().nth(index).copied();
             let thread = spawn(index, cpu, worker, heartbeat, notice.clone());
             let thread = thread.map_err(system("cannot start a worker"))?;
             running.threads.push(thread);
@@ -210,6 +210,8 @@ fn spawn(
     notice: StopNotice,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        // A write to a TUN goes on to the next device's backlog on this CPU: a worker that moved to another one in between
+        // would let a flow overtake itself there.
         if let Some(cpu) = cpu {
             let mut only = CpuSet::new();
             only.set(cpu);
