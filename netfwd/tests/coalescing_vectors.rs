@@ -471,6 +471,44 @@ fn an_ipv6_udp_checksum_that_computes_to_zero_survives() {
 }
 
 #[test]
+fn the_other_zero_of_a_checksum_is_never_merged() {
+    // 0xFFFF where 0x0000 belongs verifies too, but the kernel would write 0x0000 when it cuts.
+    let train = train(tcp(false), 3, 100);
+    for at in [10, 36] {
+        let mut batch = Batch::new();
+        for (n, packet) in train.iter().enumerate() {
+            let mut bytes = packet.build();
+            if n == 1 {
+                bytes[at..at + 2].fill(0xff);
+            }
+            batch = batch.and(bytes);
+        }
+        assert_eq!(batch.run_unchecked(), [1, 1, 1], "field at {at}");
+        assert_eq!(batch.reason(FlushReason::Checksum), 1);
+        assert_eq!(batch.sink.frames[1].bytes[10 + at..12 + at], [0xff, 0xff], "it goes on as it came");
+    }
+}
+
+#[test]
+fn where_the_kernel_refuses_a_short_last_datagram_it_seeds_a_run() {
+    let long = udp(false).with_payload(pattern(100, 1));
+    let packets = [long.clone(), long.following(pattern(100, 2)), long.following(pattern(60, 3))];
+    assert_eq!(Batch::of(packets.clone()).run(), [3]);
+    let mut batch = Batch::of(packets).with(|config| config.udp_short_last = false);
+    assert_eq!(batch.run(), [2, 1]);
+    assert_eq!(batch.reason(FlushReason::ShortSegment), 1);
+}
+
+#[test]
+fn every_ipv6_extension_header_is_a_barrier() {
+    for extension in [0, 43, 51, 60, 135, 139, 140] {
+        let train = train(udp(true), 3, 100);
+        let odd = Packet { extension: Some(extension), ..train[1].clone() };
+        assert_eq!(Batch::of([train[0].clone(), odd, train[2].clone()]).run(), [1, 1, 1], "next header {extension}");
+    }
+}
+
+#[test]
 fn what_is_not_verified_is_never_merged() {
     for first in [tcp(false), udp(false), tcp(true), udp(true)] {
         for doubt in [Checksums::Unverified, Checksums::Bad, Checksums::Absent] {
