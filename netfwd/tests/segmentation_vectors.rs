@@ -1,4 +1,4 @@
-//! The egress vectors of COALESCING.md that no peer's own suite has, and the forwarding decisions, each by name.
+//! The egress vectors of docs/COALESCING.md, and the forwarding decisions, each by name.
 
 mod segmentation;
 

@@ -4,7 +4,7 @@
 //! right, it is no fragment and carries nothing that merging would lose. All later code trusts its offsets. The answer no
 //! is [`Alone`]: the reason, and whose runs the packet must not be overtaken by.
 //!
-//! The rules are those of the table "may this packet be merged at all" in COALESCING.md; one predicate each.
+//! The rules are those of the table "may this packet be merged at all" in docs/COALESCING.md; one predicate each.
 
 use netfwd_common::reason::FlushReason;
 use netfwd_common::wire::{IPPROTO_TCP, IPPROTO_UDP, ipv4, ipv6};
