@@ -296,6 +296,8 @@ pub(super) fn send_patiently(
             | libc::EHOSTDOWN
             | libc::ENOPROTOOPT
             | libc::EPROTO
+            | libc::EOPNOTSUPP
+            | libc::ENONET
             | libc::EACCES
             | libc::EINTR,
         ) => socket::drain_errors(socket),
