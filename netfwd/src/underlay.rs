@@ -29,7 +29,7 @@ use crate::worker::{self, BATCH};
 /// Entries of each RX ring and fill ring.
 const RING: u32 = 4096;
 /// Frames of one queue's UMEM: what both rings hold, and a batch in user space's hands.
-const FRAMES: u32 = 2 * RING + BATCH as u32;
+pub const FRAMES: u32 = 2 * RING + BATCH as u32;
 /// The kernel's and Cilium's choice for busy polling.
 const BUSY_POLL: BusyPoll = BusyPoll { microseconds: 20, budget: 64 };
 

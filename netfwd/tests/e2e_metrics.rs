@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 /// What the daemon may need beside its frames.
 const MOST_RESIDENT: u64 = 64 * MIB;
 /// Frames of one queue: both rings twice over and a batch, each 2 KiB at this MTU.
-const UMEM_FRAMES: u64 = 2 * 2048 + 256;
+const UMEM_FRAMES: u64 = netfwd::underlay::FRAMES as u64;
 const CHUNK: u64 = 2048;
 
 /// Names and labels that dashboards, alerts and tools are built on.
