@@ -14,7 +14,7 @@ use xtask::machine::{resident_bytes, wait_until};
 const MIB: u64 = 1 << 20;
 /// What the daemon may need beside its frames.
 const MOST_RESIDENT: u64 = 64 * MIB;
-/// Frames of one queue: both rings twice over and a batch, each 2 KiB at this MTU.
+/// Frames of one queue, each 2 KiB at this MTU.
 const UMEM_FRAMES: u64 = netfwd::underlay::FRAMES as u64;
 const CHUNK: u64 = 2048;
 
