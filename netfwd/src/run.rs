@@ -210,8 +210,7 @@ fn spawn(
     notice: StopNotice,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        // A write to a TUN goes on to the next device's backlog on this CPU: a worker that moved to another one in between
-        // would let a flow overtake itself there.
+        // A worker keeps its caches, and what it writes to a TUN goes on into one CPU's backlog of the next device.
         if let Some(cpu) = cpu {
             let mut only = CpuSet::new();
             only.set(cpu);
