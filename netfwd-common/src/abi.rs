@@ -68,6 +68,8 @@ pub enum TunnelKind {
     Vxlan = 0,
     /// VXLAN-GPE carrying IP.
     VxlanGpe = 1,
+    /// WireGuard: IP inside, sealed.
+    WireGuard = 2,
 }
 
 impl TunnelKind {
@@ -76,6 +78,7 @@ impl TunnelKind {
         match value {
             0 => Some(Self::Vxlan),
             1 => Some(Self::VxlanGpe),
+            2 => Some(Self::WireGuard),
             _ => None,
         }
     }
@@ -85,6 +88,7 @@ impl TunnelKind {
         match self {
             Self::Vxlan => "vxlan",
             Self::VxlanGpe => "vxlan-gpe",
+            Self::WireGuard => "wireguard",
         }
     }
 

@@ -41,6 +41,8 @@ pub(super) fn check(kind: TunnelKind, header: &Header) -> Result<Content, Refusa
             6 => Content::Ipv6,
             _ => Content::Ipv4,
         }),
+        // Never steered from here: the kernel's socket gets it.
+        TunnelKind::WireGuard => Err(crate::reason::DropReason::TunnelHeader),
     };
     content.map_err(Refusal::Drop)
 }

@@ -168,6 +168,8 @@ fn check_header(kind: u8, header: &[u8; vxlan::HEADER_LEN], inner: &[u8]) -> Res
             let agrees = inner.first().is_some_and(|byte| byte >> 4 == gpe.ip_version);
             if agrees { Ok(()) } else { Err(DropReason::InnerHeader) }
         }
+        // A message would have been taken for one before.
+        Some(TunnelKind::WireGuard) => Err(DropReason::TunnelHeader),
         None => Err(DropReason::UnknownVni),
     }
 }
@@ -179,6 +181,7 @@ fn no_match(table: &ForwardingTable, key: &TunnelKey, header: &[u8; vxlan::HEADE
     let rules = match table.endpoint(&endpoint).and_then(|endpoint| TunnelKind::from_u8(endpoint.kind)) {
         Some(TunnelKind::Vxlan) => vxlan::check_vxlan(header).map(|_| ()),
         Some(TunnelKind::VxlanGpe) => vxlan::check_gpe(header).map(|_| ()),
+        Some(TunnelKind::WireGuard) => Err(DropReason::TunnelHeader),
         None => Ok(()),
     };
     let network = NetworkKey { local: key.local, vni: key.vni, port: key.port, reserved: 0 };
