@@ -21,6 +21,7 @@ pub mod logging;
 pub mod metrics;
 pub mod preflight;
 mod signals;
+pub mod uapi;
 
 use health::Health;
 use links::{Link, Netlink};
