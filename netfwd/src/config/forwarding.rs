@@ -3,13 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use netfwd_common::abi::TunnelKind;
-use netfwd_common::wire::{ethernet, ipv4, ipv6, udp, vxlan};
+use netfwd_common::wire::{ethernet, ipv4, ipv6, udp, vxlan, wireguard};
 
 use super::{Config, Protocol, Tunnel, WireGuard};
 use crate::datapath::table::{self, ForwardingTable};
-
-/// Header (16) and tag (16) of a WireGuard data message; its padding never goes beyond the MTU.
-const WIREGUARD_OVERHEAD: usize = 32;
 
 /// Bytes that a tunnel puts around an inner IP packet, from the outer IP header on.
 ///
@@ -19,7 +16,7 @@ pub const fn overhead(kind: TunnelKind, local: IpAddr) -> u16 {
     let tunnel = match kind {
         TunnelKind::Vxlan => vxlan::HEADER_LEN + ethernet::HEADER_LEN,
         TunnelKind::VxlanGpe => vxlan::HEADER_LEN,
-        TunnelKind::WireGuard => WIREGUARD_OVERHEAD,
+        TunnelKind::WireGuard => wireguard::OVERHEAD,
     };
     (outer + udp::HEADER_LEN + tunnel) as u16
 }
