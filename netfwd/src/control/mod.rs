@@ -20,8 +20,10 @@ pub mod links;
 pub mod logging;
 pub mod metrics;
 pub mod preflight;
+pub mod secrets;
 mod signals;
 pub mod uapi;
+pub mod wireguard;
 
 use health::Health;
 use links::{Link, Netlink};
@@ -64,5 +66,16 @@ impl Control {
                 }
             }
         })
+    }
+
+    /// Serves nothing but the tasks of its runtime, until a signal or a notice comes.
+    pub fn wait(&mut self, notice: &StopNotice) -> Stop {
+        let Self { runtime, signals } = self;
+        runtime.block_on(signals.stop(notice))
+    }
+
+    /// Ends the tasks without waiting for lookups of names, which may take long.
+    pub fn close(self) {
+        self.runtime.shutdown_background();
     }
 }
