@@ -145,10 +145,7 @@ fn operate(
     ready();
     let stop = match serving {
         Serving::Metrics(listener) => control.serve(listener, running.metrics(&config.metrics), health, &notice),
-        Serving::Device => {
-            let stop = control.wait(&notice);
-            gone_or(&control, config, stop)
-        }
+        Serving::Device => control.wait(&notice),
     };
     info!("stopping: {stop}");
     drop(sockets);
@@ -157,16 +154,6 @@ fn operate(
     match stop {
         Stop::Signal(_) | Stop::Gone(_) => Ok(()),
         Stop::Failure(reason) => Err(RunError::Failed(reason)),
-    }
-}
-
-/// A worker may notice that its device is gone before the control thread hears of it.
-fn gone_or(control: &Control, config: &Config, stop: Stop) -> Stop {
-    let Stop::Failure(reason) = stop else { return stop };
-    let is_ours = |link: &Link| config.tunnels.iter().any(|tunnel| tunnel.name == link.name);
-    match control.links() {
-        Ok(links) if !links.iter().any(is_ours) => Stop::Gone("the device was deleted".to_owned()),
-        _ => Stop::Failure(reason),
     }
 }
 
