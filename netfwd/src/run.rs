@@ -6,7 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,6 +51,8 @@ use crate::worker::{Endpoint, Parts, Queue, Shared, Worker};
 const SOURCE_PORTS: usize = 64;
 /// How long names and ports of a killed predecessor may stay taken.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// MTU of a WireGuard device whose underlay is not known: room for IPv6 outside (`wg_setup`).
+const WIREGUARD_MTU: u16 = 1420;
 /// Between two looks at something that takes a moment.
 const RETRY: Duration = Duration::from_millis(10);
 /// How long workers may take for what has arrived.
@@ -103,12 +105,33 @@ pub fn run(config: Config) -> Result<(), RunError> {
     info!("ready: metrics on http://{}/metrics", config.metrics.listen);
     running.spawn_chores(&control);
     let stop = control.serve(ready.listener, running.metrics(), health, &notice);
-    info!("stopping: {stop}");
-    running.stop();
-    match stop {
-        Stop::Signal(_) => Ok(()),
-        Stop::Failure(reason) => Err(RunError::Failed(reason)),
-    }
+    running.end(stop)
+}
+
+/// Runs one WireGuard interface without underlays, whose peers come over the control socket, until it is told to end or
+/// somebody deletes the device. `listener` serves metrics, if there is one; `ready` is called once device and port exist.
+pub fn run_wireguard(
+    config: &Config,
+    listener: Option<TcpListener>,
+    ready: impl FnOnce(&Control, &[Arc<Interface>]) -> io::Result<()>,
+) -> Result<(), RunError> {
+    let mut control = Control::start().map_err(system("cannot start the control thread"))?;
+    raise_file_limit();
+    preflight::privileges(config)?;
+    let links = control.links().map_err(system("cannot list the interfaces"))?;
+    let mtus: Vec<u16> = config.tunnels.iter().map(|tunnel| tunnel.mtu.unwrap_or(WIREGUARD_MTU)).collect();
+    let mut gateway = Gateway::assemble(config, &links, &mtus)?;
+    let notice = StopNotice::default();
+    gateway.end_with_device(&notice);
+    let health = Arc::new(Health::default());
+    let running = gateway.start(&health, &notice)?;
+    ready(&control, &running.interfaces).map_err(system("cannot open the control socket"))?;
+    running.spawn_chores(&control);
+    let stop = match listener {
+        Some(listener) => control.serve(listener, running.metrics(), health, &notice),
+        None => control.wait(&notice),
+    };
+    running.end(stop)
 }
 
 /// Each tunnel has a descriptor per worker and each local address a pool of sockets: the usual soft limit of 1,024 is for
@@ -161,13 +184,13 @@ impl Gateway {
         let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
         let workers = counts.iter().copied().max().unwrap_or(1);
         let seed = RandomState::new().hash_one("netfwd");
-        let (devices, offloads) = open_devices(config, &table, workers)?;
-        let gro = gro_config(&config.gro, &offloads, seed);
         let (desk, queue, closing) = Desk::new();
         let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
         let addresses = underlay_addresses(config, links);
         let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
         let table = Arc::new(with_ports(&table, &addresses, port_of));
+        let (devices, offloads) = open_devices(config, &table, workers)?;
+        let gro = gro_config(&config.gro, &offloads, seed);
         let endpoints = open_endpoints(config, links, &table, workers)?;
         let pools = open_pools(&table)?;
         let mut queues: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
@@ -192,6 +215,7 @@ impl Gateway {
                 egress: Egress::new(seed),
                 wireguard: WireGuardPath::new(shares),
                 orders,
+                deletion: None,
                 counters: Arc::new(Counters::new(table.tunnels().len())),
             },
         );
@@ -205,6 +229,13 @@ impl Gateway {
             desk,
             closing,
         })
+    }
+
+    /// A deleted device is the end from now on.
+    fn end_with_device(&mut self, notice: &StopNotice) {
+        for parts in &mut self.workers {
+            parts.deletion = Some(notice.clone());
+        }
     }
 
     fn start(self, health: &Health, notice: &StopNotice) -> Result<Running, RunError> {
@@ -334,6 +365,16 @@ impl Running {
         }
     }
 
+    /// Ends in an orderly way, and says whether that was a good end.
+    fn end(self, stop: Stop) -> Result<(), RunError> {
+        info!("stopping: {stop}");
+        self.stop();
+        match stop {
+            Stop::Signal(_) | Stop::Deleted(_) => Ok(()),
+            Stop::Failure(reason) => Err(RunError::Failed(reason)),
+        }
+    }
+
     /// Stops taking packets, lets the workers finish what arrived, and gives everything back.
     fn stop(self) {
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
@@ -397,18 +438,17 @@ fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) 
 }
 
 fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
+    let Tunnel { kind, vni, local, port, mtu, remotes, .. } = tunnel;
+    let what = match kind {
+        TunnelKind::WireGuard if local.is_unspecified() => format!("on every address, port {port}, MTU {mtu}"),
+        TunnelKind::WireGuard => format!("on {local} port {port}, MTU {mtu}"),
+        TunnelKind::Vxlan | TunnelKind::VxlanGpe => {
+            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {} remotes", remotes.len())
+        }
+    };
     let offloads = device.offloads();
-    format!(
-        "{} VNI {} on {} port {}, MTU {}, {} remotes, UDP superframes: {} segments written, {}",
-        tunnel.kind.as_str(),
-        tunnel.vni,
-        tunnel.local,
-        tunnel.port,
-        tunnel.mtu,
-        tunnel.remotes.len(),
-        offloads.write.udp_segments,
-        if offloads.read_udp { "read" } else { "none read" },
-    )
+    let read = if offloads.read_udp { "read" } else { "none read" };
+    format!("{} {what}, UDP superframes: {} segments written, {read}", kind.as_str(), offloads.write.udp_segments)
 }
 
 /// A socket per tunnel address and port and worker, by worker.

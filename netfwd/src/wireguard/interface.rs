@@ -174,3 +174,82 @@ impl DatagramSink for &Interface {
         sender.send(transmit)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::datapath::table::ForwardingTable;
+    use crate::datapath::tunnel::wireguard::queue;
+    use crate::io::listen_port::PortSockets;
+    use crate::order::{OrderInbox, channel};
+
+    const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    /// An interface, and the one worker that listens for it.
+    fn interface() -> (Interface, OrderInbox, PortSockets) {
+        let mut port = ListenPort::bind(LOCAL, 0, 0, 1).expect("a port");
+        let (orders, inbox) = channel().expect("an eventfd");
+        let table = Arc::new(ForwardingTable::default());
+        let steering = Arc::new(Steering::new(Arc::default(), Vec::new(), table, vec![orders]));
+        let device = Device::new(TunnelIndex(0), queue(8).0);
+        let interface = Interface::new(TunnelIndex(0), LOCAL, device, &port, steering);
+        (interface, inbox, port.workers.remove(0))
+    }
+
+    fn listen(port: u16) -> DeviceUpdate {
+        DeviceUpdate { listen_port: Some(port), ..DeviceUpdate::default() }
+    }
+
+    /// What a worker does with orders, until `interface` has done something.
+    fn serve<T: Send>(
+        inbox: &OrderInbox,
+        mut sockets: PortSockets,
+        action: impl FnOnce() -> T + Send,
+    ) -> (T, PortSockets) {
+        thread::scope(|scope| {
+            let action = scope.spawn(action);
+            while !action.is_finished() {
+                if let Some(Order::Port { sockets: new, .. }) = inbox.next() {
+                    sockets = new;
+                }
+            }
+            (action.join().expect("an outcome"), sockets)
+        })
+    }
+
+    #[test]
+    fn a_new_port_is_everybody_s_and_the_old_one_is_free_again() {
+        let (interface, inbox, sockets) = interface();
+        let first = interface.status().listen_port;
+        assert_eq!(sockets.number, first);
+        let (changed, sockets) = serve(&inbox, sockets, || interface.apply(&listen(0)));
+        changed.expect("another port");
+        let second = interface.status().listen_port;
+        assert_eq!(sockets.number, second);
+        assert_ne!(first, second);
+        let (changed, sockets) = serve(&inbox, sockets, || interface.apply(&listen(first)));
+        changed.expect("the first port again");
+        assert_eq!((sockets.number, interface.status().listen_port), (first, first));
+    }
+
+    #[test]
+    fn a_port_that_is_taken_changes_nothing() {
+        let (interface, inbox, sockets) = interface();
+        let taken = std::net::UdpSocket::bind((LOCAL, 0)).expect("a port");
+        let before = interface.status().listen_port;
+        let taken_port = taken.local_addr().expect("an address").port();
+        let refusal = interface.apply(&listen(taken_port)).expect_err("a refusal");
+        assert_eq!(refusal.errno(), libc::EADDRINUSE);
+        assert_eq!((interface.status().listen_port, sockets.number), (before, before));
+        assert!(inbox.next().is_none());
+    }
+
+    #[test]
+    fn the_port_that_it_has_is_not_bound_again() {
+        let (interface, inbox, sockets) = interface();
+        interface.apply(&listen(sockets.number)).expect("nothing to do");
+        assert!(inbox.next().is_none());
+    }
+}
