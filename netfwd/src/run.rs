@@ -132,12 +132,16 @@ fn begin(config: &Config) -> Result<Control, RunError> {
 fn operate(
     mut control: Control,
     config: &Config,
-    gateway: Gateway,
+    mut gateway: Gateway,
     serving: Serving,
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
     let notice = StopNotice::default();
-    let disappearance = if matches!(serving, Serving::Device) { Disappearance::Ends } else { Disappearance::Stays };
+    let mut disappearance = Disappearance::Stays;
+    if matches!(serving, Serving::Device) {
+        disappearance = Disappearance::Ends;
+        gateway.end_with_device(&notice);
+    }
     let sockets = attach_interfaces(&control, config, &gateway.interfaces, (disappearance, &notice))?;
     let health = Arc::new(Health::default());
     let running = gateway.start(&health, &notice)?;
@@ -147,14 +151,10 @@ fn operate(
         Serving::Metrics(listener) => control.serve(listener, running.metrics(&config.metrics), health, &notice),
         Serving::Device => control.wait(&notice),
     };
-    info!("stopping: {stop}");
     drop(sockets);
-    running.stop();
+    let ended = running.end(stop);
     control.close();
-    match stop {
-        Stop::Signal(_) | Stop::Gone(_) => Ok(()),
-        Stop::Failure(reason) => Err(RunError::Failed(reason)),
-    }
+    ended
 }
 
 /// The control sockets of all WireGuard interfaces.
@@ -223,13 +223,13 @@ impl Gateway {
         let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
         let workers = counts.iter().copied().max().unwrap_or(1);
         let seed = RandomState::new().hash_one("netfwd");
-        let (devices, offloads) = open_devices(config, &table, workers)?;
-        let gro = gro_config(&config.gro, &offloads, seed);
         let (desk, queue, closing) = Desk::new();
         let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
         let addresses = underlay_addresses(config, links);
         let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
         let table = Arc::new(with_ports(&table, &addresses, port_of));
+        let (devices, offloads) = open_devices(config, &table, workers)?;
+        let gro = gro_config(&config.gro, &offloads, seed);
         let endpoints = open_endpoints(config, links, &table, workers)?;
         let pools = open_pools(&table)?;
         let mut queues: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
@@ -254,6 +254,7 @@ impl Gateway {
                 egress: Egress::new(seed),
                 wireguard: WireGuardPath::new(shares),
                 orders,
+                deletion: None,
                 counters: Arc::new(Counters::new(table.tunnels().len())),
             },
         );
@@ -267,6 +268,13 @@ impl Gateway {
             desk,
             closing,
         })
+    }
+
+    /// A deleted device is the end from now on.
+    fn end_with_device(&mut self, notice: &StopNotice) {
+        for parts in &mut self.workers {
+            parts.deletion = Some(notice.clone());
+        }
     }
 
     fn start(self, health: &Health, notice: &StopNotice) -> Result<Running, RunError> {
@@ -404,6 +412,16 @@ impl Running {
         }
     }
 
+    /// Ends in an orderly way, and says whether that was a good end.
+    fn end(self, stop: Stop) -> Result<(), RunError> {
+        info!("stopping: {stop}");
+        self.stop();
+        match stop {
+            Stop::Signal(_) | Stop::Gone(_) => Ok(()),
+            Stop::Failure(reason) => Err(RunError::Failed(reason)),
+        }
+    }
+
     /// Stops taking packets, lets the workers finish what arrived, and gives everything back.
     fn stop(self) {
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
@@ -467,18 +485,17 @@ fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) 
 }
 
 fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
+    let Tunnel { kind, vni, local, port, mtu, remotes, .. } = tunnel;
+    let what = match kind {
+        TunnelKind::WireGuard if local.is_unspecified() => format!("on every address, port {port}, MTU {mtu}"),
+        TunnelKind::WireGuard => format!("on {local} port {port}, MTU {mtu}"),
+        TunnelKind::Vxlan | TunnelKind::VxlanGpe => {
+            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {} remotes", remotes.len())
+        }
+    };
     let offloads = device.offloads();
-    format!(
-        "{} VNI {} on {} port {}, MTU {}, {} remotes, UDP superframes: {} segments written, {}",
-        tunnel.kind.as_str(),
-        tunnel.vni,
-        tunnel.local,
-        tunnel.port,
-        tunnel.mtu,
-        tunnel.remotes.len(),
-        offloads.write.udp_segments,
-        if offloads.read_udp { "read" } else { "none read" },
-    )
+    let read = if offloads.read_udp { "read" } else { "none read" };
+    format!("{} {what}, UDP superframes: {} segments written, {read}", kind.as_str(), offloads.write.udp_segments)
 }
 
 /// A socket per tunnel address and port and worker, by worker.

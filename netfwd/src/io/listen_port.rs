@@ -99,7 +99,10 @@ impl ListenPort {
                 owner.receivers.push(socket);
             }
         }
-        sockets.iter().try_for_each(|own| own.sender.set_mark(fwmark))?;
+        // Marks need privileges that ports do not.
+        if fwmark != 0 {
+            sockets.iter().try_for_each(|own| own.sender.set_mark(fwmark))?;
+        }
         Ok(Self { number, workers: sockets, lease: Arc::downgrade(&lease) })
     }
 }

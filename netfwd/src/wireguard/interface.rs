@@ -11,7 +11,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use thiserror::Error;
@@ -20,6 +20,7 @@ use super::steering::Steering;
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::seam::{DatagramSink, SendFailure, Transmit};
 use crate::datapath::tunnel::wireguard::{Device, DeviceStatus, DeviceUpdate};
+use crate::io::ethtool;
 use crate::io::listen_port::{ListenPort, PortSender};
 use crate::io::socket::SocketError;
 use crate::order::Order;
@@ -59,6 +60,7 @@ impl InterfaceError {
 
 /// A WireGuard interface.
 pub struct Interface {
+    name: String,
     tunnel: TunnelIndex,
     local: IpAddr,
     device: Arc<Device>,
@@ -95,13 +97,19 @@ impl Outside {
 impl Interface {
     /// The interface of `device`, whose workers have got the sockets of `port`.
     pub fn new(
+        name: String,
         tunnel: TunnelIndex,
         local: IpAddr,
         device: Arc<Device>,
         port: &ListenPort,
         steering: Arc<Steering>,
     ) -> Self {
-        Self { tunnel, local, device, steering, outside: Mutex::new(Outside::of(port, 0)) }
+        Self { name, tunnel, local, device, steering, outside: Mutex::new(Outside::of(port, 0)) }
+    }
+
+    /// Its device's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its tunnel.
@@ -123,7 +131,7 @@ impl Interface {
             _ => Self::mark(&mut outside, fwmark)?,
         }
         drop(outside);
-        self.device.apply(update, SystemTime::now());
+        self.device.apply(update);
         Ok(())
     }
 
@@ -134,6 +142,13 @@ impl Interface {
             (outside.port, outside.fwmark)
         };
         DeviceStatus { listen_port, fwmark, ..self.device.status() }
+    }
+
+    /// Asks what the MTU is now, which `ip` can change at any time: padding must not grow packets beyond it.
+    pub fn follow_mtu(&self) {
+        if let Ok(mtu) = ethtool::mtu(&self.name) {
+            self.device.set_mtu(mtu.min(u16::MAX.into()) as u16);
+        }
     }
 
     fn outside(&self) -> MutexGuard<'_, Outside> {
@@ -172,5 +187,84 @@ impl DatagramSink for &Interface {
             return Err(SendFailure { lost: transmit.datagrams, error: io::ErrorKind::NotConnected.into() });
         };
         sender.send(transmit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::datapath::table::ForwardingTable;
+    use crate::datapath::tunnel::wireguard::queue;
+    use crate::io::listen_port::PortSockets;
+    use crate::order::{OrderInbox, channel};
+
+    const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    /// An interface, and the one worker that listens for it.
+    fn interface() -> (Interface, OrderInbox, PortSockets) {
+        let mut port = ListenPort::bind(LOCAL, 0, 0, 1).expect("a port");
+        let (orders, inbox) = channel().expect("an eventfd");
+        let table = Arc::new(ForwardingTable::default());
+        let steering = Arc::new(Steering::new(Arc::default(), Vec::new(), table, vec![orders]));
+        let device = Device::new(TunnelIndex(0), queue(8).0);
+        let interface = Interface::new("wg0".to_owned(), TunnelIndex(0), LOCAL, device, &port, steering);
+        (interface, inbox, port.workers.remove(0))
+    }
+
+    fn listen(port: u16) -> DeviceUpdate {
+        DeviceUpdate { listen_port: Some(port), ..DeviceUpdate::default() }
+    }
+
+    /// What a worker does with orders, until `interface` has done something.
+    fn serve<T: Send>(
+        inbox: &OrderInbox,
+        mut sockets: PortSockets,
+        action: impl FnOnce() -> T + Send,
+    ) -> (T, PortSockets) {
+        thread::scope(|scope| {
+            let action = scope.spawn(action);
+            while !action.is_finished() {
+                if let Some(Order::Port { sockets: new, .. }) = inbox.next() {
+                    sockets = new;
+                }
+            }
+            (action.join().expect("an outcome"), sockets)
+        })
+    }
+
+    #[test]
+    fn a_new_port_is_everybody_s_and_the_old_one_is_free_again() {
+        let (interface, inbox, sockets) = interface();
+        let first = interface.status().listen_port;
+        assert_eq!(sockets.number, first);
+        let (changed, sockets) = serve(&inbox, sockets, || interface.apply(&listen(0)));
+        changed.expect("another port");
+        let second = interface.status().listen_port;
+        assert_eq!(sockets.number, second);
+        assert_ne!(first, second);
+        let (changed, sockets) = serve(&inbox, sockets, || interface.apply(&listen(first)));
+        changed.expect("the first port again");
+        assert_eq!((sockets.number, interface.status().listen_port), (first, first));
+    }
+
+    #[test]
+    fn a_port_that_is_taken_changes_nothing() {
+        let (interface, inbox, sockets) = interface();
+        let taken = std::net::UdpSocket::bind((LOCAL, 0)).expect("a port");
+        let before = interface.status().listen_port;
+        let taken_port = taken.local_addr().expect("an address").port();
+        let refusal = interface.apply(&listen(taken_port)).expect_err("a refusal");
+        assert_eq!(refusal.errno(), libc::EADDRINUSE);
+        assert_eq!((interface.status().listen_port, sockets.number), (before, before));
+        assert!(inbox.next().is_none());
+    }
+
+    #[test]
+    fn the_port_that_it_has_is_not_bound_again() {
+        let (interface, inbox, sockets) = interface();
+        interface.apply(&listen(sockets.number)).expect("nothing to do");
+        assert!(inbox.next().is_none());
     }
 }
