@@ -244,6 +244,7 @@ impl Worker {
                 local,
                 port,
                 remote: address_bytes(datagram.remote),
+                remote_port: datagram.port,
                 ecn: datagram.tos & 3,
             }),
         });

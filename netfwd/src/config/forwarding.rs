@@ -3,18 +3,23 @@
 use std::net::IpAddr;
 
 use netfwd_common::abi::TunnelKind;
-use netfwd_common::wire::{ethernet, ipv4, ipv6, udp, vxlan};
+use netfwd_common::wire::{ethernet, ipv4, ipv6, udp, vxlan, wireguard};
 
 use super::{Config, Tunnel};
 use crate::datapath::table::{self, ForwardingTable};
 
 /// Bytes that a tunnel puts around an inner IP packet, from the outer IP header on.
 ///
-/// IPv4: 50 for VXLAN, 36 for GPE; IPv6: 70 and 56.
+/// IPv4: 50 for VXLAN, 36 for GPE; IPv6: 70 and 56. WireGuard: always 80, as `wg_setup` counts it, since a peer may roam from
+/// one family to the other.
 pub const fn overhead(kind: TunnelKind, local: IpAddr) -> u16 {
     let outer = if local.is_ipv4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
-    let inner = if kind.is_l2() { ethernet::HEADER_LEN } else { 0 };
-    (outer + udp::HEADER_LEN + vxlan::HEADER_LEN + inner) as u16
+    let (outer, tunnel) = match kind {
+        TunnelKind::Vxlan => (outer, vxlan::HEADER_LEN + ethernet::HEADER_LEN),
+        TunnelKind::VxlanGpe => (outer, vxlan::HEADER_LEN),
+        TunnelKind::WireGuard => (ipv6::HEADER_LEN, wireguard::OVERHEAD),
+    };
+    (outer + udp::HEADER_LEN + tunnel) as u16
 }
 
 impl Tunnel {
@@ -62,8 +67,8 @@ mod tests {
     fn overhead_is_what_the_headers_add_up_to() {
         let v4 = IpAddr::from([10, 9, 0, 2]);
         let v6 = "fd00::2".parse().unwrap();
-        let all = [TunnelKind::Vxlan, TunnelKind::VxlanGpe].map(|kind| (overhead(kind, v4), overhead(kind, v6)));
-        assert_eq!(all, [(50, 70), (36, 56)]);
+        let all = [TunnelKind::Vxlan, TunnelKind::VxlanGpe, TunnelKind::WireGuard];
+        assert_eq!(all.map(|kind| (overhead(kind, v4), overhead(kind, v6))), [(50, 70), (36, 56), (80, 80)]);
     }
 
     const TUNNELS: &str = r#"

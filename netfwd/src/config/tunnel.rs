@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use netfwd_common::abi::TunnelKind;
 use netfwd_common::wire::ethernet::Mac;
 use netfwd_common::wire::vxlan::{GPE_PORT, MAX_VNI, PORT};
+use netfwd_common::wire::wireguard;
 use toml::Spanned;
 
 use super::document::Section;
@@ -73,6 +74,7 @@ fn default_port(kind: TunnelKind) -> u16 {
     match kind {
         TunnelKind::Vxlan => PORT,
         TunnelKind::VxlanGpe => GPE_PORT,
+        TunnelKind::WireGuard => wireguard::PORT,
     }
 }
 
