@@ -366,7 +366,8 @@ fn open_endpoints(
         seen.push(address);
         let shares = |other: &&Tunnel| SocketAddr::new(other.local, other.port) == address;
         let udp6_zero_checksum_rx = table.tunnels().iter().filter(shares).any(|other| other.udp6_zero_checksum_rx);
-        let sockets = ReceiveSocket::bind_group(&ReceiveOptions { local: address, udp6_zero_checksum_rx }, workers)?;
+        let options = ReceiveOptions { udp6_zero_checksum_rx, ..ReceiveOptions::at(address) };
+        let sockets = ReceiveSocket::bind_group(&options, workers)?;
         let verify = verify_policy(config, links, tunnel.local);
         for (owner, socket) in by_worker.iter_mut().zip(sockets) {
             let local = address_bytes(tunnel.local);
