@@ -307,7 +307,7 @@ fn open_devices(
             link: tunnel.link(),
             queues: workers,
             mtu: tunnel.mtu,
-            mac: configured.mac,
+            mac: configured.vxlan().and_then(|vxlan| vxlan.mac),
             addresses: configured.addresses.clone(),
             tx_queue_len: TX_QUEUE_LEN,
         })?;
