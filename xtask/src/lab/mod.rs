@@ -37,7 +37,10 @@ pub use netfwd::{Config, METRICS_ADDRESS, Netfwd};
 pub use process::{Process, output};
 pub use tunnel::{Family, Side, Tunnel, TunnelKind};
 pub use wire::Wire;
-pub use wireguard::{Device, FarEnd, KeyPair, Keys, Program, WireGuard, generate_preshared, read_secret, write_secret};
+pub use wireguard::{
+    Device, DeviceState, FarEnd, KeyPair, Keys, PeerState, Program, WireGuard, generate_preshared, read_secret,
+    write_secret,
+};
 
 /// The underlay device's name in peer and gateway.
 pub const UNDERLAY: &str = "under0";

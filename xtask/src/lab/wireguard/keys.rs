@@ -28,6 +28,11 @@ impl KeyPair {
         Ok(Self { private_file: private_file.to_owned(), public })
     }
 
+    /// The public key itself.
+    pub fn public_bytes(&self) -> Result<[u8; 32]> {
+        decode(&self.public).with_context(|| format!("not a key: {}", self.public))
+    }
+
     /// The private key in base64.
     pub fn private(&self) -> Result<String> {
         read_secret(&self.private_file)
@@ -63,11 +68,40 @@ fn public_of(private: &str) -> Result<String> {
     Ok(String::from_utf8(result.stdout)?.trim().to_owned())
 }
 
+/// 32 bytes from 43 digits of base64 and one `=`.
+fn decode(text: &str) -> Option<[u8; 32]> {
+    let digit = |character: u8| match character {
+        b'A'..=b'Z' => Some(character - b'A'),
+        b'a'..=b'z' => Some(character - b'a' + 26),
+        b'0'..=b'9' => Some(character - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let mut bytes = Vec::new();
+    for group in text.strip_suffix('=')?.as_bytes().chunks(4) {
+        let bits = group.iter().try_fold(0_u32, |bits, character| Some(bits << 6 | u32::from(digit(*character)?)))?;
+        // Four digits are 24 bits, three are 18 of which two are padding.
+        let bits = bits << (6 * (4 - group.len()));
+        bytes.extend_from_slice(&bits.to_be_bytes()[1..group.len()]);
+    }
+    bytes.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_key_is_32_bytes() {
+        assert_eq!(
+            decode("AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="),
+            Some(std::array::from_fn(|at| at as u8 + 1))
+        );
+        assert_eq!(decode("AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHw=="), None);
+    }
 
     #[test]
     fn a_secret_is_its_owners_alone() {

@@ -5,6 +5,7 @@
 //! kernel's own WireGuard, which the kernels that this is built for do not have.
 
 mod device;
+mod dump;
 mod keys;
 mod program;
 
@@ -23,6 +24,7 @@ use crate::interrupt;
 use crate::machine::wait_until;
 
 pub use device::Device;
+pub use dump::{DeviceState, PeerState};
 pub use keys::{KeyPair, generate_preshared, read_secret, write_secret};
 pub use program::Program;
 
