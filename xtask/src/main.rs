@@ -33,6 +33,9 @@ enum Task {
         /// Run the daemon on this machine's interfaces with this configuration, instead of in a lab
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Show a WireGuard tunnel
+        #[arg(long, conflicts_with = "config")]
+        wireguard: bool,
         /// How long the demonstration takes, in seconds
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
@@ -77,12 +80,14 @@ fn without_separator(arguments: impl Iterator<Item = OsString>) -> Vec<OsString>
 
 fn perform(task: Task) -> Result<()> {
     match task {
-        Task::Setup => setup::ensure(),
+        Task::Setup => setup::ensure().and_then(|()| setup::ensure_peers()),
         Task::Run { config: Some(config), .. } => run::on_this_machine(&config),
-        Task::Run { config: None, seconds } => run::in_a_lab(seconds),
-        Task::Test { arguments } => ci::test(&arguments),
+        Task::Run { config: None, wireguard, seconds } => {
+            run::in_a_lab(if wireguard { run::Show::WireGuard } else { run::Show::Vxlan }, seconds)
+        }
+        Task::Test { arguments } => setup::ensure_peers().and_then(|()| ci::test(&arguments)),
         Task::Bench(arguments) => bench::perform(&arguments),
-        Task::Ci => ci::all(),
+        Task::Ci => setup::ensure_peers().and_then(|()| ci::all()),
         Task::Lab(task) => lab_command::perform(&task),
         Task::Load(task) => load_command::perform(&task),
     }

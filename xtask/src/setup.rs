@@ -7,6 +7,8 @@
 //! before it installs anything it says what and why in one line; without root or apt it changes nothing and says what
 //! to do instead. Deliberately absent: rustup. The toolchain that runs this is the one that builds the daemon.
 
+mod peers;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::{cargo, home, search_path, tools};
+pub use peers::{ensure_all_peers, ensure_peers};
 
 /// Debian's compiler with `core` for BPF.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
@@ -43,6 +46,14 @@ pub fn ensure() -> Result<()> {
     missing.install()
 }
 
+/// Packages of the programs that are not there.
+fn missing_packages(programs: &[(&'static str, &'static str)]) -> Vec<&'static str> {
+    let missing = programs.iter().filter(|(program, _)| find(program).is_none());
+    let mut packages: Vec<_> = missing.map(|(_, package)| *package).collect();
+    packages.dedup();
+    packages
+}
+
 /// Everything that is not there.
 struct Missing {
     compiler: bool,
@@ -55,14 +66,11 @@ struct Missing {
 impl Missing {
     fn on_this_machine() -> Self {
         let linker = find("bpf-linker").is_none();
-        let mut programs: Vec<_> =
-            PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
-        programs.dedup();
         Self {
             compiler: !has_nightly_with_source() && !has_debian_core(),
             llvm: linker && !Path::new(LLVM_PREFIX).join("bin/llvm-config").exists(),
             linker,
-            programs,
+            programs: missing_packages(&PROGRAMS),
             promtool: find("promtool").is_none(),
         }
     }
@@ -194,17 +202,22 @@ fn refresh_lists() -> Result<()> {
 
 /// The package's daemon would be started and come back at every boot, so only the one program is taken out of it.
 fn fetch_promtool() -> Result<()> {
+    fetch_program("prometheus", "promtool", "promtool", &[])
+}
+
+/// Puts one program out of a package among our tools, without installing the package.
+fn fetch_program(package: &str, program: &str, name: &str, options: &[String]) -> Result<()> {
     let tools = tools();
-    let scratch = tools.join("prometheus");
+    let scratch = tools.join(package);
     fs::create_dir_all(&scratch)?;
-    quietly(apt(&["download", "-qq", "prometheus"]).current_dir(&scratch))?;
+    quietly(apt(&["download", "-qq", package]).args(options).current_dir(&scratch))?;
     let package = fs::read_dir(&scratch)?
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|e| e == "deb"));
     let package = package.context("apt-get downloaded nothing")?;
     quietly(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&scratch))?;
-    fs::rename(scratch.join("usr/bin/promtool"), tools.join("promtool"))?;
+    fs::rename(scratch.join("usr/bin").join(program), tools.join(name))?;
     fs::remove_dir_all(&scratch)?;
     Ok(())
 }

@@ -8,13 +8,16 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 pub mod packets;
+pub mod wireguard;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use xtask::lab::{Config, Family, LAN, Lab, Metrics, Namespace, Netfwd, Options, TunnelKind, UNDERLAY, root_or_skip};
+use xtask::lab::{
+    Config, Family, LAN, Lab, Metrics, Namespace, Netfwd, Options, Sample, TunnelKind, UNDERLAY, root_or_skip,
+};
 use xtask::load::{tcp, udp};
 use xtask::machine::wait_until;
 
@@ -98,14 +101,19 @@ impl Rig {
 
     /// Every drop reason that was counted, with its labels.
     ///
-    /// A TUN gets the kernel's own multicast (router solicitations, MLD reports), for which an L3 tunnel has no route:
-    /// rightly dropped and counted, but no part of any test here.
+    /// A TUN gets the kernel's own multicast (router solicitations, MLD reports), for which an L3 tunnel has no route and
+    /// no peer: rightly dropped and counted, but no part of any test here.
     pub fn drops(&self) -> Vec<String> {
-        let l3 = self.lab.options().tunnels.iter().any(|tunnel| tunnel.kind == TunnelKind::VxlanGpe);
+        let has = |wanted: fn(TunnelKind) -> bool| self.lab.options().tunnels.iter().any(|tunnel| wanted(tunnel.kind));
+        let gpe = has(|kind| kind == TunnelKind::VxlanGpe);
+        let wireguard = has(|kind| matches!(kind, TunnelKind::WireGuard(_)));
         let metrics = self.metrics();
         let counted = metrics.samples("netfwd_drops_total").filter(|sample| sample.value > 0.0);
-        let noise = |reason: Option<&String>| l3 && reason.is_some_and(|reason| reason == "no_route");
-        let drops = counted.filter(|sample| !noise(sample.labels.get("reason")));
+        let noise = |sample: &Sample| {
+            let is = |key: &str, value: &str| sample.labels.get(key).is_some_and(|found| found == value);
+            gpe && is("reason", "no_route") || wireguard && is("direction", "egress") && is("reason", "no_peer")
+        };
+        let drops = counted.filter(|sample| !noise(sample));
         drops.map(|sample| format!("{:?} {}", sample.labels, sample.value)).collect()
     }
 
