@@ -9,6 +9,7 @@ pub mod ethtool;
 pub mod gather;
 pub mod mem;
 pub mod raw_send;
+pub mod refusals;
 pub mod socket;
 pub mod tun;
 pub mod tun_probe;

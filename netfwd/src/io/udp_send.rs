@@ -6,6 +6,7 @@
 //!
 //! - Runs are gathered from where the bytes lie; nothing is copied or allocated here.
 //! - What the kernel refuses as a run is sent again as single datagrams; a datagram counts as lost only after a retry.
+//! - A remote whose route takes no runs gets none for a while ([`refusals`](super::refusals)).
 //! - Pool sockets never receive: a filter drops everything, so an answer to such a port costs no memory.
 //! - DF is not set, as with the kernel's own vxlan: a datagram too large for the path is fragmented, not swallowed.
 //! - IP_RECVERR is on. Without it UDP hides the drops of the local queueing discipline (ENOBUFS); the price is that an
@@ -27,6 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::control_message::Control;
 use super::gather::{Gather, MAX_SLICES, recycle, total_len};
 use super::raw_send::RawSender;
+use super::refusals::Refusals;
 use super::socket::{self, SocketError, SocketName, send_gather};
 use crate::datapath::seam::{DatagramSink, OuterChecksum, SendFailure, Transmit};
 
@@ -51,7 +53,8 @@ type SendControl = Control<48>;
 pub struct SendPool {
     local: IpAddr,
     members: Box<[(u16, OwnedFd)]>,
-    segmentation: AtomicBool,
+    refusals: Refusals,
+    has_said_so: AtomicBool,
 }
 
 impl SendPool {
@@ -67,7 +70,7 @@ impl SendPool {
         if members.len() < size {
             tracing::info!(%local, wanted = size, free = members.len(), "some source ports are taken");
         }
-        Ok(Self { local, members, segmentation: AtomicBool::new(true) })
+        Ok(Self { local, members, refusals: Refusals::new(), has_said_so: AtomicBool::new(false) })
     }
 
     /// The address bound.
@@ -80,9 +83,10 @@ impl SendPool {
         self.member(source_port).0
     }
 
-    /// Whether runs are sent with `UDP_SEGMENT`; off once the kernel said that the NIC cannot checksum.
-    pub fn segmentation(&self) -> bool {
-        self.segmentation.load(Ordering::Relaxed)
+    /// Whether runs to `remote` are sent with `UDP_SEGMENT`; not for a while after the kernel has said that its route takes
+    /// none.
+    pub fn segmentation(&self, remote: IpAddr) -> bool {
+        self.refusals.permits(remote)
     }
 
     /// Limits every socket's send buffer; the kernel doubles `bytes` and has a minimum of a few KiB.
@@ -96,9 +100,11 @@ impl SendPool {
         (*port, socket.as_fd())
     }
 
-    fn turn_segmentation_off(&self) {
-        if self.segmentation.swap(false, Ordering::Relaxed) {
-            tracing::info!(local = %self.local, "the NIC does not checksum UDP: datagrams are sent one by one");
+    fn note_refusal(&self, remote: IpAddr) {
+        self.refusals.note(remote);
+        if !self.has_said_so.swap(true, Ordering::Relaxed) {
+            let local = self.local;
+            tracing::info!(%local, %remote, "the route takes no UDP_SEGMENT (no checksum offload, or IPsec): datagrams leave one by one");
         }
     }
 }
@@ -199,7 +205,7 @@ impl Run<'_> {
 
     /// How many datagrams one call takes.
     fn datagrams_per_call(&self) -> usize {
-        if !self.pool.segmentation() {
+        if !self.pool.refusals.permits_next(self.transmit.remote) {
             return 1;
         }
         (MAX_PAYLOAD / self.transmit.segment_size.max(1)).clamp(1, MAX_SEGMENTS)
@@ -245,7 +251,7 @@ impl Run<'_> {
     fn refused_as_run(&self, error: &io::Error) -> bool {
         match error.raw_os_error() {
             Some(libc::EIO) => {
-                self.pool.turn_segmentation_off();
+                self.pool.note_refusal(self.transmit.remote);
                 true
             }
             Some(libc::EMSGSIZE | libc::EINVAL) => true,
