@@ -31,10 +31,12 @@ static TURN: Mutex<()> = Mutex::new(());
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendmsg(fd: i32, message: *const libc::msghdr, flags: i32) -> isize {
     // SAFETY: the caller's message is live.
-    if unsafe { is_refused(message) } {
+    if is_refused(unsafe { &*message }) {
         REFUSALS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: errno is the thread's own.
-        unsafe { *libc::__errno_location() = libc::EIO };
+        // SAFETY: no arguments.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: the thread's own.
+        unsafe { *errno = libc::EIO };
         return -1;
     }
     // SAFETY: the arguments are passed on as they came.
@@ -42,18 +44,16 @@ pub unsafe extern "C" fn sendmsg(fd: i32, message: *const libc::msghdr, flags: i
 }
 
 /// Whether `message` is a run for the remote that gets none.
-///
-/// # Safety
-///
-/// `message` describes live memory.
-unsafe fn is_refused(message: *const libc::msghdr) -> bool {
-    // SAFETY: live, see above.
-    let name = unsafe { *(*message).msg_name.cast::<libc::sockaddr_in>() };
-    // SAFETY: live, see above.
+fn is_refused(message: &libc::msghdr) -> bool {
+    let name = message.msg_name.cast::<libc::sockaddr_in>();
+    // SAFETY: whoever sends here names an IPv4 or IPv6 address, and the latter's structure is longer.
+    let remote = unsafe { (*name).sin_addr.s_addr };
+    // SAFETY: a live header.
     let control = unsafe { libc::CMSG_FIRSTHDR(message) };
-    // SAFETY: not null, and so the first control message.
-    let is_run = !control.is_null() && unsafe { ((*control).cmsg_level, (*control).cmsg_type) } == RUN;
-    is_run && name.sin_addr.s_addr == REFUSED.load(Ordering::Relaxed)
+    // SAFETY: null, or the first of the control messages that the header names.
+    let control = unsafe { control.as_ref() };
+    let is_run = control.is_some_and(|control| (control.cmsg_level, control.cmsg_type) == RUN);
+    is_run && remote == REFUSED.load(Ordering::Relaxed)
 }
 
 const RUN: (i32, i32) = (libc::SOL_UDP, libc::UDP_SEGMENT);
