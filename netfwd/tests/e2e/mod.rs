@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use xtask::lab::{
     Config, Family, LAN, Lab, Metrics, Namespace, Netfwd, Options, Sample, TunnelKind, UNDERLAY, root_or_skip,
 };
@@ -155,6 +156,17 @@ impl Rig {
         assert_eq!(sums.0, sums.1, "sum(gro_flush_total) and sum(gro_output_frames_total)");
     }
 
+    /// Stops the daemon where it is, on every thread.
+    pub fn pause(&self) {
+        self.netfwd.signal(Signal::STOP).expect("a stopped daemon");
+        assert!(wait_until(PATIENCE, || is_stopped(self.netfwd.id())), "SIGSTOP takes effect on every thread");
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.netfwd.signal(Signal::CONT).expect("a running daemon");
+    }
+
     /// Ends the daemon in the ordinary way.
     pub fn stop(mut self) {
         let status = self.netfwd.stop().expect("an end within the time promised");
@@ -221,6 +233,13 @@ impl Growth {
     pub fn redirected(&self) -> f64 {
         self.of("netfwd_xdp_packets_total", &[("action", "redirect")])
     }
+}
+
+/// Are all its threads stopped (proc_pid_stat(5), third field)?
+fn is_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    threads.flatten().all(|thread| stat(thread).rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
 }
 
 /// TCP segments that arrived in that namespace before an earlier one had (`TcpExt: TCPOFOQueue`).
