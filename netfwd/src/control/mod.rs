@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod preflight;
 pub mod running;
 mod signals;
+pub mod uapi;
 
 use health::Health;
 use links::{Link, Netlink};
