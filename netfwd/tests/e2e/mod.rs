@@ -62,7 +62,7 @@ impl Rig {
         if !root_or_skip() {
             return None;
         }
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let lab = Lab::with(options).expect("a lab");
         let text = text(&lab);
         let netfwd = Netfwd::start_with(&lab, Path::new(NETFWD), &text, &[]).expect("a running netfwd");
@@ -221,6 +221,11 @@ impl Growth {
     pub fn redirected(&self) -> f64 {
         self.of("netfwd_xdp_packets_total", &[("action", "redirect")])
     }
+}
+
+/// Waits until no other test of this program has a lab.
+pub fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// TCP segments that arrived in that namespace before an earlier one had (`TcpExt: TCPOFOQueue`).
