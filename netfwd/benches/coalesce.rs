@@ -175,7 +175,7 @@ fn metadata(len: usize, verdict: ChecksumVerdict) -> Option<[u8; 16]> {
         inner_offset: 0,
         inner_len: len as u16,
         ecn: 0,
-        reserved: 0,
+        message: 0,
         flow_hash: 0,
     };
     record.as_bytes().try_into().ok()

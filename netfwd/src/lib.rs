@@ -11,6 +11,8 @@ pub mod datapath;
 pub mod ebpf;
 pub mod io;
 pub mod published;
+pub mod queue_change;
+pub mod reattach;
 pub mod run;
 pub mod underlay;
 pub mod worker;

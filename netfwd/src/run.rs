@@ -37,6 +37,8 @@ use crate::io::tun::{DeviceError, DeviceOptions, OverlayDevice, TX_QUEUE_LEN, Tu
 use crate::io::tun_probe::WriteOffloads;
 use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
 use crate::io::udp_send::{SendPool, UdpSender};
+use crate::queue_change::{self, QueueNotice};
+use crate::reattach;
 use crate::underlay::{self, Underlay, UnderlayError};
 use crate::worker::{Endpoint, Parts, Queue, Shared, Worker};
 
@@ -135,6 +137,7 @@ struct Running {
     shared: Shared,
     underlays: Arc<Mutex<Vec<Underlay>>>,
     counters: Vec<Arc<Counters>>,
+    notices: Vec<QueueNotice>,
     stop: OwnedFd,
     threads: Vec<JoinHandle<()>>,
 }
@@ -149,15 +152,18 @@ impl Gateway {
         let gro = gro_config(&config.gro, &offloads, seed);
         let endpoints = open_endpoints(config, links, &table, workers)?;
         let pools = open_pools(&table)?;
-        let mut queues: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut queues: Vec<Vec<Option<Queue>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut underlays = Vec::new();
         for (underlay, count) in config.underlays.iter().zip(counts) {
             // Preflight has seen the interface.
             let Some(link) = links.iter().find(|link| link.name == underlay.interface) else { continue };
-            underlays.push(Underlay::open(underlay, link, &table, &mut queues[..count])?);
+            let (opened, sockets) = Underlay::open(underlay, link, &table, count)?;
+            let mut sockets = sockets.into_iter();
+            queues.iter_mut().for_each(|queues| queues.push(sockets.next()));
+            underlays.push(opened);
         }
         let parts = queues.into_iter().zip(devices).zip(endpoints).map(|((queues, devices), endpoints)| Parts {
-            busy_poll: queues.iter().any(Queue::is_busy_polled),
+            busy_poll: queues.iter().flatten().any(Queue::is_busy_polled),
             queues,
             endpoints,
             devices,
@@ -178,13 +184,16 @@ impl Gateway {
             shared: self.shared,
             underlays: Arc::new(Mutex::new(self.underlays)),
             counters,
+            notices: Vec::new(),
             stop,
             threads: Vec::new(),
         };
         let cpus = allowed_cpus();
         for (index, parts) in self.workers.into_iter().enumerate() {
-            let worker =
-                Worker::new(running.shared.clone(), parts, &running.stop).map_err(system("cannot use epoll"))?;
+            let (tell, changes) = queue_change::channel().map_err(system("eventfd"))?;
+            running.notices.push(tell);
+            let worker = Worker::new(running.shared.clone(), parts, changes, &running.stop);
+            let worker = worker.map_err(system("cannot use epoll"))?;
             let heartbeat = health.add_worker(index.to_string());
             // From the last CPU on: the first ones serve most interrupts.
             let cpu = cpus.iter().rev().cycle().nth(index).copied();
@@ -260,6 +269,7 @@ impl Running {
                 fdbs.age(epoch.elapsed().as_secs() as u32);
             }
         });
+        control.runtime().spawn(reattach::watch(self.underlays.clone(), self.notices.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {
                 // On a thread of its own: under a flood of drops a flush need not end, and signals must still be heard.
@@ -307,7 +317,7 @@ fn open_devices(
             link: tunnel.link(),
             queues: workers,
             mtu: tunnel.mtu,
-            mac: configured.mac,
+            mac: configured.vxlan().and_then(|vxlan| vxlan.mac),
             addresses: configured.addresses.clone(),
             tx_queue_len: TX_QUEUE_LEN,
         })?;
@@ -366,7 +376,8 @@ fn open_endpoints(
         seen.push(address);
         let shares = |other: &&Tunnel| SocketAddr::new(other.local, other.port) == address;
         let udp6_zero_checksum_rx = table.tunnels().iter().filter(shares).any(|other| other.udp6_zero_checksum_rx);
-        let sockets = ReceiveSocket::bind_group(&ReceiveOptions { local: address, udp6_zero_checksum_rx }, workers)?;
+        let options = ReceiveOptions { udp6_zero_checksum_rx, ..ReceiveOptions::at(address) };
+        let sockets = ReceiveSocket::bind_group(&options, workers)?;
         let verify = verify_policy(config, links, tunnel.local);
         for (owner, socket) in by_worker.iter_mut().zip(sockets) {
             let local = address_bytes(tunnel.local);

@@ -26,6 +26,7 @@ use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
 use crate::io::udp_send::UdpSender;
 use crate::io::xsk;
 use crate::published::FrameGauges;
+use crate::queue_change::{QueueChange, QueueInbox};
 
 /// Packets of one AF_XDP batch, and so the most that can meet in one superframe.
 pub const BATCH: usize = 256;
@@ -85,8 +86,8 @@ pub struct Shared {
 
 /// What one worker owns.
 pub struct Parts {
-    /// One per underlay with XDP.
-    pub queues: Vec<Queue>,
+    /// By underlay; `None` where the kernel's sockets receive alone.
+    pub queues: Vec<Option<Queue>>,
     /// One per tunnel address and port.
     pub endpoints: Vec<Endpoint>,
     /// One per tunnel.
@@ -107,6 +108,7 @@ pub struct Parts {
 pub struct Worker {
     shared: Shared,
     parts: Parts,
+    changes: QueueInbox,
     poll: OwnedFd,
     buffers: ReceiveBuffers,
     frame: Box<[u8]>,
@@ -119,6 +121,7 @@ enum Ready {
     Queue(usize),
     Endpoint(usize),
     Device(usize),
+    Changes,
 }
 
 impl Ready {
@@ -128,6 +131,7 @@ impl Ready {
             Self::Queue(index) => (1, index),
             Self::Endpoint(index) => (2, index),
             Self::Device(index) => (3, index),
+            Self::Changes => (4, 0),
         };
         (kind << 32) | index as u64
     }
@@ -138,19 +142,24 @@ impl Ready {
             1 => Self::Queue(index),
             2 => Self::Endpoint(index),
             3 => Self::Device(index),
+            4 => Self::Changes,
             _ => Self::Stop,
         }
     }
 }
 
 impl Worker {
-    /// Watches everything in `parts`, and `stop`, whose readability ends [`Self::run`].
-    pub fn new(shared: Shared, parts: Parts, stop: &OwnedFd) -> io::Result<Self> {
+    /// Watches everything in `parts`, `changes`, and `stop`, whose readability ends [`Self::run`].
+    pub fn new(shared: Shared, parts: Parts, changes: QueueInbox, stop: &OwnedFd) -> io::Result<Self> {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let worker = Self { shared, parts, poll, buffers: ReceiveBuffers::new(), frame: vec![0; READ_LEN].into() };
+        let (buffers, frame) = (ReceiveBuffers::new(), vec![0; READ_LEN].into());
+        let worker = Self { shared, parts, changes, poll, buffers, frame };
         worker.watch(stop, Ready::Stop)?;
+        worker.watch(&worker.changes, Ready::Changes)?;
         for (index, queue) in worker.parts.queues.iter().enumerate() {
-            worker.watch(&queue.socket, Ready::Queue(index))?;
+            if let Some(queue) = queue {
+                worker.watch(&queue.socket, Ready::Queue(index))?;
+            }
         }
         for (index, endpoint) in worker.parts.endpoints.iter().enumerate() {
             worker.watch(&endpoint.socket, Ready::Endpoint(index))?;
@@ -171,7 +180,7 @@ impl Worker {
         let mut events = Vec::with_capacity(64);
         loop {
             heartbeat.beat(Instant::now());
-            for queue in &self.parts.queues {
+            for queue in self.parts.queues.iter().flatten() {
                 queue.socket.wake_if_needed();
             }
             let timeout = if self.parts.busy_poll { &NO_WAIT } else { &IDLE };
@@ -188,6 +197,7 @@ impl Worker {
             for event in &events {
                 match Ready::from_token(event.data.u64()) {
                     Ready::Stop => return self.drain(),
+                    Ready::Changes => self.change_queues(started)?,
                     ready => self.serve(ready, started),
                 }
             }
@@ -200,18 +210,51 @@ impl Worker {
     fn serve(&mut self, ready: Ready, now: Instant) {
         let now_seconds = now.duration_since(self.shared.epoch).as_secs() as u32;
         match ready {
-            Ready::Stop => {}
+            Ready::Stop | Ready::Changes => {}
             Ready::Queue(index) => self.ingress_queue(index, now_seconds),
             Ready::Endpoint(index) => self.ingress_endpoint(index, now_seconds),
             Ready::Device(index) => self.egress_device(index, now_seconds),
         }
     }
 
+    /// Once per event on an underlay: an interface that was deleted takes its socket with it, one that is back brings another.
+    fn change_queues(&mut self, now: Instant) -> io::Result<()> {
+        self.changes.silence();
+        while let Some(change) = self.changes.next() {
+            match change {
+                QueueChange::Lost { underlay } => self.drop_queue(underlay, now),
+                QueueChange::Attached { underlay, queue } => {
+                    self.drop_queue(underlay, now);
+                    self.take_queue(underlay, *queue)?;
+                }
+            }
+        }
+        self.parts.busy_poll = self.parts.queues.iter().flatten().any(Queue::is_busy_polled);
+        Ok(())
+    }
+
+    /// What its ring still holds arrived before the loss.
+    fn drop_queue(&mut self, underlay: usize, now: Instant) {
+        (0..DRAIN_ROUNDS * 2).for_each(|_| self.serve(Ready::Queue(underlay), now));
+        if let Some(queue) = self.parts.queues.get_mut(underlay).and_then(Option::take) {
+            // By hand: epoll watches it as long as anyone has a descriptor of it.
+            let _ = epoll::delete(&self.poll, &queue.socket);
+        }
+    }
+
+    fn take_queue(&mut self, underlay: usize, queue: Queue) -> io::Result<()> {
+        self.watch(&queue.socket, Ready::Queue(underlay))?;
+        if let Some(place) = self.parts.queues.get_mut(underlay) {
+            *place = Some(queue);
+        }
+        Ok(())
+    }
+
     /// NIC → AF_XDP → lookup → decap → vet → coalesce → TUN/TAP.
     fn ingress_queue(&mut self, index: usize, now_seconds: u32) {
         let Parts { queues, devices, ingress, counters, .. } = &mut self.parts;
         let Shared { table, fdbs, .. } = &self.shared;
-        let Some(queue) = queues.get_mut(index) else { return };
+        let Some(queue) = queues.get_mut(index).and_then(Option::as_mut) else { return };
         let refused_before = queue.socket.refused();
         queue.socket.recv(&mut queue.batch, BATCH);
         count_refused(counters, refused_before, queue.socket.refused());
@@ -244,6 +287,7 @@ impl Worker {
                 local,
                 port,
                 remote: address_bytes(datagram.remote),
+                remote_port: datagram.port,
                 ecn: datagram.tos & 3,
             }),
         });

@@ -98,17 +98,19 @@ fn check_root() -> Result<()> {
     Ok(())
 }
 
+/// What test programs have said about their tests.
 #[derive(Debug, Default, PartialEq)]
-struct Totals {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
+pub struct Totals {
+    pub passed: u64,
+    pub failed: u64,
+    pub ignored: u64,
     /// Cargo failed for another reason than a failed test.
     broken: bool,
 }
 
 impl Totals {
-    fn add(&mut self, other: &Self) {
+    /// Adds what others have said.
+    pub fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
@@ -116,7 +118,7 @@ impl Totals {
     }
 
     /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    fn read(&mut self, line: &str) {
+    pub fn read(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         let count = |word: &str| -> u64 {
             let before = result.split(word).next().unwrap_or_default();

@@ -8,6 +8,7 @@ mod load_command;
 mod measure;
 mod run;
 mod setup;
+mod vm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -56,6 +57,11 @@ enum Task {
     /// Make or remove a lab for exploring by hand
     #[command(subcommand)]
     Lab(lab_command::Task),
+    /// Run the tests on other kernels, in an emulated machine
+    Vm(vm::Arguments),
+    /// The init of that machine
+    #[command(hide = true)]
+    VmGuest,
     /// Send and receive load; for use with `ip netns exec`
     #[command(subcommand, hide = true)]
     Load(load_command::Task),
@@ -93,6 +99,8 @@ fn perform(task: Task) -> Result<()> {
         Task::Bench(arguments) => bench::perform(&arguments),
         Task::Ci => setup::ensure_peers().and_then(|()| ci::all()),
         Task::Lab(task) => lab_command::perform(&task),
+        Task::Vm(arguments) => vm::perform(arguments),
+        Task::VmGuest => vm::guest(),
         Task::Load(task) => load_command::perform(&task),
     }
 }

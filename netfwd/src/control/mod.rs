@@ -20,6 +20,7 @@ pub mod links;
 pub mod logging;
 pub mod metrics;
 pub mod preflight;
+pub mod running;
 mod signals;
 
 use health::Health;

@@ -20,7 +20,7 @@ use super::packet::{InnerPacket, Link, RemoteIndex, TunnelIndex};
 use super::seam::FrameSink;
 use super::stats::{Counters, Direction};
 use super::table::{ForwardingTable, VerifyPolicy};
-use super::tunnel::decap::{Decapsulated, LookupCache, SocketOrigin, open_frame, open_payload};
+use super::tunnel::decap::{Decapsulated, LookupCache, Opened, SocketOrigin, open_frame, open_payload};
 use super::vet::vet;
 
 /// Something that arrived from the underlay.
@@ -145,11 +145,15 @@ fn open<'a>(
     received: Received<'a>,
     policy: VerifyPolicy,
 ) -> Result<Decapsulated<'a>, Refusal> {
-    match received.origin {
+    let opened = match received.origin {
         Origin::Xdp { metadata } => open_frame(table, received.bytes, metadata, policy),
         Origin::Socket(origin) => open_payload(table, cache, received.bytes, &origin),
+    };
+    match opened.map_err(|reason| Refusal { stage: Stage::Decap, reason })? {
+        Opened::Packet(packet) => Ok(packet),
+        // There are no sessions here that could open it.
+        Opened::Message(_) => Err(Refusal { stage: Stage::Crypto, reason: DropReason::NoSession }),
     }
-    .map_err(|reason| Refusal { stage: Stage::Decap, reason })
 }
 
 /// Empties a vector and changes its element's lifetime. Collecting in place keeps the allocation.

@@ -222,6 +222,17 @@ impl Lab {
         Ok(())
     }
 
+    /// Deletes the underlay's devices, as a driver does that is unloaded.
+    pub fn delete_underlay(&self) -> Result<()> {
+        self.gateway.ip(&format!("link delete {UNDERLAY}")).map(drop)
+    }
+
+    /// Makes them again, with names and addresses as before.
+    pub fn restore_underlay(&self) -> Result<()> {
+        self.connect((&self.peer, UNDERLAY), (&self.gateway, UNDERLAY), &self.underlay_link())?;
+        self.configure_underlay()
+    }
+
     fn set_parameters(&self) -> Result<()> {
         for namespace in [&self.peer, &self.gateway, &self.server] {
             for scope in ["all", "default"] {
