@@ -16,11 +16,8 @@ use super::plan::{Plan, Step, Tests};
 use crate::cargo::cargo;
 
 /// A test program, its tests that are wanted (all when there are none), and how long they may take.
-const TESTS: [(&str, &[&str], u64); 3] = [
-    ("xdp_verdicts", &[], 120),
-    ("e2e_traffic", &[], 300),
-    ("e2e_fallback", &[], 300),
-];
+const TESTS: [(&str, &[&str], u64); 3] =
+    [("xdp_verdicts", &[], 120), ("e2e_traffic", &[], 300), ("e2e_fallback", &[], 300)];
 
 /// What cargo says about each thing that it has built.
 #[derive(Deserialize)]

@@ -255,12 +255,7 @@ impl Coalescer {
     }
 
     #[inline(always)]
-    fn join_or_seed(
-        &mut self,
-        batch: &[InnerPacket<'_>],
-        position: u16,
-        candidate: &Candidate,
-    ) -> Option<FlushReason> {
+    fn join_or_seed(&mut self, batch: &[InnerPacket<'_>], position: u16, candidate: &Candidate) -> Option<FlushReason> {
         let key = &candidate.common.key;
         let (flow, is_new) = self.table.find_or_insert(key, key.hash(self.rules.hash_secret));
         let reason = if is_new {
