@@ -43,6 +43,9 @@ enum Task {
     },
     /// Run every test: units, properties, the eBPF object, end to end in network namespaces
     Test {
+        /// Only the tests that take minutes, which are left out otherwise
+        #[arg(long)]
+        slow: bool,
         /// Arguments for the test programs, such as a part of a test's name
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
@@ -91,7 +94,8 @@ fn perform(task: Task) -> Result<()> {
         Task::Run { config: None, wireguard, seconds } => {
             run::in_a_lab(if wireguard { run::Show::WireGuard } else { run::Show::Vxlan }, seconds)
         }
-        Task::Test { arguments } => setup::ensure_peers().and_then(|()| ci::test(&arguments)),
+        Task::Test { slow: true, .. } => setup::ensure_peers().and_then(|()| ci::test_slow()),
+        Task::Test { slow: false, arguments } => setup::ensure_peers().and_then(|()| ci::test(&arguments)),
         Task::Bench(arguments) => bench::perform(&arguments),
         Task::Ci => setup::ensure_peers().and_then(|()| ci::all()),
         Task::Lab(task) => lab_command::perform(&task),

@@ -63,7 +63,7 @@ impl Rig {
         if !root_or_skip() {
             return None;
         }
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let lab = Lab::with(options).expect("a lab");
         let text = text(&lab);
         let netfwd = Netfwd::start_with(&lab, Path::new(NETFWD), &text, &[]).expect("a running netfwd");
@@ -240,6 +240,11 @@ fn is_stopped(process: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
     let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
     threads.flatten().all(|thread| stat(thread).rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+}
+
+/// Waits until no other test of this program has a lab.
+pub fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// TCP segments that arrived in that namespace before an earlier one had (`TcpExt: TCPOFOQueue`).

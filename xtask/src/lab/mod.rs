@@ -331,8 +331,7 @@ pub fn down() -> Result<Vec<String>> {
     let names = listed.lines().filter_map(|line| line.split_whitespace().next());
     let mut removed = Vec::new();
     for name in names.filter(|name| FIXED_NAMES.contains(name) || is_orphan(name)) {
-        end_processes_in(name)?;
-        output(Command::new("ip").args(["netns", "delete", name]))?;
+        namespace::remove(name)?;
         removed.push(name.to_owned());
     }
     fs::remove_dir_all(std::env::temp_dir().join("nf-lab")).ok();
@@ -343,16 +342,6 @@ pub fn down() -> Result<Vec<String>> {
 fn is_orphan(name: &str) -> bool {
     let pid = name.strip_prefix("nf-").and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse::<u32>().ok());
     pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-}
-
-/// A namespace lives on without its name while a process is in it.
-fn end_processes_in(name: &str) -> Result<()> {
-    let pids = output(Command::new("ip").args(["netns", "pids", name]))?;
-    for pid in pids.lines().filter_map(|line| rustix::process::Pid::from_raw(line.trim().parse().ok()?)) {
-        // It may have ended in the meantime.
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-    }
-    Ok(())
 }
 
 /// The underlay address of host 1 or 2.

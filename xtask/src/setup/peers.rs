@@ -5,9 +5,9 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use super::{apt, fetch_program, find, missing_packages, quietly, refresh_lists};
+use super::{apt, ensure_programs, fetch_program, find, quietly};
 use crate::cargo::{cargo, tools};
 
 /// WireGuard's own; `wg-quick` wants `nft` and `sysctl` for default routes.
@@ -25,65 +25,32 @@ const GSO_PROGRAM: &str = "wireguard-go-gso";
 
 /// Installs what is missing of the WireGuard programs that the tests talk to.
 pub fn ensure_peers() -> Result<()> {
-    Peers::missing(&PEERS[..1], false).ensure()
+    ensure_programs(&WIREGUARD, "WireGuard by others, for netfwd to talk to")?;
+    PEERS[..1].iter().try_for_each(Peer::ensure)
 }
 
 /// The same with all those that the benchmark compares netfwd with.
 pub fn ensure_all_peers() -> Result<()> {
-    Peers::missing(&PEERS, true).ensure()
+    ensure_programs(&WIREGUARD, "WireGuard by others, for netfwd to talk to")?;
+    PEERS.iter().try_for_each(Peer::ensure)?;
+    if find(GSO_PROGRAM).is_none() {
+        eprintln!("setup: fetching a wireguard-go that coalesces (to compare netfwd with; it is not installed)");
+        fetch_wireguard_go().context("cannot get a newer wireguard-go")?;
+    }
+    Ok(())
 }
 
+/// A program that cargo builds.
 struct Peer {
     program: &'static str,
     install: [&'static str; 5],
 }
 
-/// WireGuard programs that are not there.
-struct Peers {
-    packages: Vec<&'static str>,
-    built: Vec<&'static Peer>,
-    gso: bool,
-}
-
-impl Peers {
-    fn missing(built: &'static [Peer], gso: bool) -> Self {
-        Self {
-            packages: missing_packages(&WIREGUARD),
-            built: built.iter().filter(|peer| find(peer.program).is_none()).collect(),
-            gso: gso && find(GSO_PROGRAM).is_none(),
-        }
-    }
-
-    fn nothing(&self) -> bool {
-        self.packages.is_empty() && self.built.is_empty() && !self.gso
-    }
-
-    /// What and why, in one line.
-    fn summary(&self) -> String {
-        let mut names = self.packages.clone();
-        names.extend(self.built.iter().map(|peer| peer.install[1]));
-        names.extend(self.gso.then_some("a newer wireguard-go"));
-        format!("{} (WireGuard programs of others, to talk to and to compare with)", names.join(" "))
-    }
-
+impl Peer {
     fn ensure(&self) -> Result<()> {
-        if self.nothing() {
-            return Ok(());
-        }
-        if !rustix::process::geteuid().is_root() || find("apt-get").is_none() {
-            let builds = self.built.iter().map(|peer| format!("\n  cargo {}", peer.install.join(" ")));
-            bail!("this machine lacks {}: install it with apt-get and{}", self.summary(), builds.collect::<String>());
-        }
-        eprintln!("setup: installing {}", self.summary());
-        if !self.packages.is_empty() {
-            refresh_lists()?;
-            quietly(apt(&["install", "--yes", "--no-install-recommends", "-qq"]).args(&self.packages))?;
-        }
-        for peer in &self.built {
-            quietly(&mut cargo(&peer.install))?;
-        }
-        if self.gso {
-            fetch_wireguard_go().context("cannot get a newer wireguard-go")?;
+        if find(self.program).is_none() {
+            eprintln!("setup: cargo {} (WireGuard by others, for netfwd to talk to)", self.install.join(" "));
+            quietly(&mut cargo(&self.install))?;
         }
         Ok(())
     }
