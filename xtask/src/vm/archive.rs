@@ -31,7 +31,8 @@ enum Entry {
 impl Archive {
     /// An empty directory, and those above it.
     pub fn directory(&mut self, path: &Path) -> Result<()> {
-        if path.components().any(|part| matches!(part, Component::ParentDir | Component::CurDir)) || !path.is_absolute() {
+        if path.components().any(|part| matches!(part, Component::ParentDir | Component::CurDir)) || !path.is_absolute()
+        {
             bail!("not a path of the archive: {}", path.display());
         }
         for above in path.ancestors().filter(|above| *above != Path::new("/")) {
@@ -143,11 +144,8 @@ mod tests {
     fn what_is_written_reads_back_with_directories_first() {
         let mut bytes = Vec::new();
         sample().write(&mut bytes).unwrap();
-        let expected = [
-            ("etc", 0o040_755, &b""[..]),
-            ("etc/hosts", 0o100_644, b"hello"),
-            ("init", 0o120_777, b"etc/hosts"),
-        ];
+        let expected =
+            [("etc", 0o040_755, &b""[..]), ("etc/hosts", 0o100_644, b"hello"), ("init", 0o120_777, b"etc/hosts")];
         let expected = expected.map(|(name, mode, content)| (name.to_owned(), mode, content.to_vec()));
         assert_eq!(read(&bytes), expected);
     }

@@ -25,8 +25,24 @@ pub const SEARCH_PATH: &str = "/usr/bin:/bin";
 const DIRECTORIES: [&str; 7] = ["/dev", "/proc", "/sys", "/run/netns", "/tmp", "/root", "/var"];
 /// The network devices of tests and lab.
 const MODULES: [&str; 18] = [
-    "veth", "tun", "vxlan", "wireguard", "geneve", "ip_gre", "ip6_gre", "ipip", "sit", "fou", "fou6", "dummy", "ifb", "macvlan",
-    "8021q", "sch_ingress", "sch_netem", "sch_tbf",
+    "veth",
+    "tun",
+    "vxlan",
+    "wireguard",
+    "geneve",
+    "ip_gre",
+    "ip6_gre",
+    "ipip",
+    "sit",
+    "fou",
+    "fou6",
+    "dummy",
+    "ifb",
+    "macvlan",
+    "8021q",
+    "sch_ingress",
+    "sch_netem",
+    "sch_tbf",
 ];
 
 /// Puts the image together and returns the file.
@@ -118,7 +134,11 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     if !listed.status.success() {
         let text = String::from_utf8_lossy(&listed.stderr).into_owned() + &String::from_utf8_lossy(&listed.stdout);
         // A static program needs none; ldd calls that a failure.
-        return if text.contains("not a dynamic") { Ok(Vec::new()) } else { bail!("ldd {}: {text}", program.display()) };
+        return if text.contains("not a dynamic") {
+            Ok(Vec::new())
+        } else {
+            bail!("ldd {}: {text}", program.display())
+        };
     }
     paths_in(&String::from_utf8_lossy(&listed.stdout))
 }
