@@ -30,6 +30,8 @@ pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const PATIENCE: Duration = Duration::from_secs(3);
 /// A rate that the unoptimized daemon follows without loss on a busy machine, in Gbit/s.
 const RATE: f64 = 0.15;
+/// How many times slower an emulated machine is; set by `cargo xtask vm`.
+const SLOWNESS: &str = "NETFWD_SLOWNESS";
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -257,6 +259,11 @@ fn early_segments(namespace: &Namespace) -> u64 {
     value.parse().expect("a number")
 }
 
+/// 1 on real hardware.
+pub fn slowness() -> f64 {
+    std::env::var(SLOWNESS).map_or(1.0, |text| text.parse().expect("a number"))
+}
+
 /// Payloads that fit every tunnel's MTU at underlay MTU 1500.
 pub fn equal() -> udp::Sizes {
     udp::Sizes::Equal(1350)
@@ -279,7 +286,7 @@ pub fn tcp_intact(from: &Namespace, to: &Namespace, address: IpAddr, flows: u32,
 pub fn udp_faithful(from: &Namespace, to: &Namespace, address: IpAddr, sizes: udp::Sizes, datagrams: u64) {
     // Datagrams that wait for a neighbour's address are lost, or overtaken, in the sender's own kernel.
     from.exec(&format!("ping -c 1 -W 5 {address}")).expect("an answer");
-    let load = udp::Load::of_datagrams(sizes, datagrams, RATE);
+    let load = udp::Load::of_datagrams(sizes, datagrams, RATE / slowness());
     let report = udp::run(from, to, address, &load);
     let report = report.unwrap_or_else(|error| panic!("UDP to {address}: {error:#}"));
     assert!(report.faithful() && report.lost() == 0, "UDP {:?} to {address}: {report:?}", load.sizes);
