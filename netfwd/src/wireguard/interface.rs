@@ -11,7 +11,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use thiserror::Error;
@@ -123,7 +123,7 @@ impl Interface {
             _ => Self::mark(&mut outside, fwmark)?,
         }
         drop(outside);
-        self.device.apply(update, SystemTime::now());
+        self.device.apply(update);
         Ok(())
     }
 
