@@ -1,8 +1,9 @@
-//! Whether TCP leaves the gateway in order: the judge stands where netfwd's part ends.
+//! Whether TCP leaves the gateway in the order in which it was sent: the judge stands where netfwd's part begins and ends.
 //!
-//! A receiver's own count of early segments (`TCPOFOQueue`) also counts what its kernel drops or turns round by itself: a
-//! socket's backlog that is full while its program has no CPU, the per-CPU queues behind a veth. So the frames are looked at as
-//! netfwd has written them to its devices, superframes included, before anything else gets them.
+//! A receiver's own count of early segments (`TCPOFOQueue`) also counts what the wire has lost, and what the receiver's kernel
+//! drops or turns round by itself: a socket's backlog that is full while its program has no CPU, the per-CPU queues behind a
+//! veth. So the segments are looked at as the peer puts them on the wire, and the frames as netfwd has written them to its
+//! device. Of each flow, the latter have to begin where the former do, in the same order. Losses leave gaps and excuse nothing.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,102 +14,128 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socket_with, sockopt};
-use xtask::lab::Namespace;
+use xtask::lab::{Lab, Namespace, UNDERLAY};
 
-use super::packets::{Packet, TCP};
+use super::packets::{Packet, TCP, UDP};
 
 /// Headers suffice.
 const SNAP: usize = 192;
 /// For all that a test sends, should the watcher get no CPU meanwhile.
 const ROOM: usize = 256 << 20;
 const PAUSE: Duration = Duration::from_millis(50);
-/// Early segments that are described.
-const DESCRIBED: usize = 20;
 
-/// A watch on a device, on a thread of its own.
+/// Source and destination.
+type Flow = (IpAddr, u16, IpAddr, u16);
+
+/// Watches on both sides of the gateway, on threads of their own.
 pub struct OrderWatch {
-    done: Arc<AtomicBool>,
-    thread: JoinHandle<Order>,
+    sent: Watch,
+    written: Watch,
 }
 
 /// What was seen.
-#[derive(Debug, Default)]
 pub struct Order {
-    /// TCP frames that netfwd wrote.
-    pub frames: u64,
-    /// Those that began behind the end of what had been written of their flow: flow, expected and found sequence number.
-    pub early: Vec<String>,
-    /// Frames that the watch itself has missed.
+    /// TCP frames with payload that netfwd wrote.
+    pub frames: usize,
+    /// Those that began nowhere behind the segment at which the last one of their flow began.
+    pub disorder: Vec<String>,
+    /// What the watches themselves have missed.
     pub missed: u32,
-    flows: HashMap<(IpAddr, u16, IpAddr, u16), u32>,
 }
 
 impl OrderWatch {
-    /// Starts now, on what arrives on `device`.
-    pub fn start(namespace: &Namespace, device: &str) -> Self {
-        let open = || socket_with(AddressFamily::PACKET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
-        let socket = namespace.run(open).expect("the namespace").expect("a packet socket");
-        sockopt::set_socket_recv_buffer_size_force(&socket, ROOM).expect("SO_RCVBUFFORCE");
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PAUSE)).expect("SO_RCVTIMEO");
-        ignore_outgoing(&socket);
-        let index = namespace.run(|| rustix::net::netdevice::name_to_index(&socket, device));
-        bind(&socket, index.expect("the namespace").expect("a device"));
-        let done = Arc::new(AtomicBool::new(false));
-        let seen = done.clone();
-        Self { done, thread: std::thread::spawn(move || watch(&socket, &seen)) }
+    /// Starts now, on what the peer sends on its underlay and what arrives on the gateway's `device`.
+    pub fn start(lab: &Lab, device: &str) -> Self {
+        let written = Watch::start(&lab.gateway, device, true);
+        Self { sent: Watch::start(&lab.peer, UNDERLAY, false), written }
     }
 
     /// What was seen until now.
     pub fn end(self) -> Order {
+        let (written, missed) = self.written.end();
+        let (sent, also_missed) = self.sent.end();
+        let frames = written.values().map(Vec::len).sum();
+        let nothing = Vec::new();
+        let sent = |flow| sent.get(flow).unwrap_or(&nothing);
+        let disorder = written.iter().flat_map(|(flow, numbers)| disorder(flow, sent(flow), numbers)).collect();
+        Order { frames, disorder, missed: missed + also_missed }
+    }
+}
+
+/// The sequence numbers in `written` that are not to be found in `sent` behind the one before.
+fn disorder(flow: &Flow, sent: &[u32], written: &[u32]) -> Vec<String> {
+    let mut rest = sent.iter();
+    let mut found = Vec::new();
+    for (place, number) in written.iter().enumerate() {
+        let before = rest.clone();
+        if !rest.any(|other| other == number) {
+            // The others are judged without it.
+            rest = before;
+            let next = rest.clone().next();
+            found.push(format!("{flow:?}: frame {place} begins at {number}, of what was sent {next:?} was next"));
+        }
+    }
+    found
+}
+
+/// Sequence numbers at which segments with payload begin, by flow, in the order seen.
+type Seen = HashMap<Flow, Vec<u32>>;
+
+struct Watch {
+    done: Arc<AtomicBool>,
+    thread: JoinHandle<(Seen, u32)>,
+}
+
+impl Watch {
+    fn start(namespace: &Namespace, device: &str, only_incoming: bool) -> Self {
+        let open = || socket_with(AddressFamily::PACKET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+        let socket = namespace.run(open).expect("the namespace").expect("a packet socket");
+        sockopt::set_socket_recv_buffer_size_force(&socket, ROOM).expect("SO_RCVBUFFORCE");
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PAUSE)).expect("SO_RCVTIMEO");
+        set_packet_option(&socket, libc::PACKET_IGNORE_OUTGOING, only_incoming.into());
+        let index = namespace.run(|| rustix::net::netdevice::name_to_index(&socket, device));
+        bind(&socket, index.expect("the namespace").expect("a device"));
+        let done = Arc::new(AtomicBool::new(false));
+        let asked = done.clone();
+        Self { done, thread: std::thread::spawn(move || watch(&socket, &asked)) }
+    }
+
+    fn end(self) -> (Seen, u32) {
         self.done.store(true, Ordering::Relaxed);
         self.thread.join().expect("the watch")
     }
 }
 
-fn watch(socket: &OwnedFd, done: &AtomicBool) -> Order {
-    let mut order = Order::default();
+fn watch(socket: &OwnedFd, done: &AtomicBool) -> (Seen, u32) {
+    let mut seen = Seen::new();
     let mut bytes = [0; SNAP];
     loop {
-        // Asked before the read: what was written before the end is read.
+        // Asked before the read: what passed before the end is read.
         let last = done.load(Ordering::Relaxed);
         match recv(socket, &mut bytes[..], RecvFlags::TRUNC) {
-            Ok((_, length)) => order.note(&bytes[..length.min(SNAP)], length),
+            Ok((_, length)) => note(&mut seen, &bytes[..length.min(SNAP)], length),
             Err(_) if last => break,
             Err(_) => {}
         }
     }
-    order.missed = missed(socket);
-    order
+    (seen, missed(socket))
 }
 
-impl Order {
-    /// An IP packet of `length` bytes, of which these are the first.
-    fn note(&mut self, bytes: &[u8], length: usize) {
-        let Some(packet) = Packet::of_ip(bytes).filter(|packet| packet.protocol == TCP) else { return };
-        let Some((sequence, flags, payload)) = segment(&packet, length, bytes.len()) else { return };
-        self.frames += 1;
-        const FIN_SYN: u8 = 3;
-        let end = sequence.wrapping_add(payload).wrapping_add((flags & FIN_SYN).count_ones());
-        let Packet { source, source_port, destination, destination_port, .. } = packet;
-        let next = self.flows.entry((source, source_port, destination, destination_port)).or_insert(sequence);
-        let ahead = |a: u32, b: u32| (a.wrapping_sub(b) as i32) > 0;
-        if ahead(sequence, *next) && payload > 0 && self.early.len() < DESCRIBED {
-            let flow = format!("{source}:{source_port} > {destination}:{destination_port}");
-            self.early.push(format!("{flow}: {sequence} ({payload} bytes) where {next} was next"));
-        }
-        if ahead(end, *next) {
-            *next = end;
-        }
-    }
+/// An IP packet of `length` bytes, of which these are the first; or a tunnel's datagram with one inside.
+fn note(seen: &mut Seen, bytes: &[u8], length: usize) {
+    let Some(packet) = Packet::of_ip(bytes) else { return };
+    let packet = if packet.protocol == UDP { packet.inner() } else { Some(packet) };
+    let Some(packet) = packet.filter(|packet| packet.protocol == TCP) else { return };
+    let Some(number) = begins_at(&packet.transport, length - bytes.len()) else { return };
+    let Packet { source, source_port, destination, destination_port, .. } = packet;
+    seen.entry((source, source_port, destination, destination_port)).or_default().push(number);
 }
 
-/// Sequence number, flags and payload length of a segment that was cut off.
-fn segment(packet: &Packet, length: usize, captured: usize) -> Option<(u32, u8, u32)> {
-    let tcp = &packet.transport;
-    let sequence = u32::from_be_bytes(*tcp.get(4..)?.first_chunk()?);
+/// The sequence number of a segment with payload, of which `cut_off` bytes were not captured.
+fn begins_at(tcp: &[u8], cut_off: usize) -> Option<u32> {
     let header = usize::from(*tcp.get(12)? >> 4) * 4;
-    let network = captured - tcp.len();
-    Some((sequence, *tcp.get(13)?, length.checked_sub(network + header)? as u32))
+    let number = u32::from_be_bytes(*tcp.get(4..)?.first_chunk()?);
+    (tcp.len() + cut_off > header).then_some(number)
 }
 
 fn set_packet_option(socket: &OwnedFd, name: i32, value: i32) {
@@ -117,10 +144,6 @@ fn set_packet_option(socket: &OwnedFd, name: i32, value: i32) {
     // SAFETY: `value` has `length` readable bytes.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, name, value, length) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-}
-
-fn ignore_outgoing(socket: &OwnedFd) {
-    set_packet_option(socket, libc::PACKET_IGNORE_OUTGOING, 1);
 }
 
 fn bind(socket: &OwnedFd, index: u32) {
