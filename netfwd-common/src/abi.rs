@@ -6,7 +6,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Hash map: [`TunnelKey`] → [`TunnelEntry`].
+/// Hash map: [`TunnelKey`] → [`TunnelEntry`]. The fast path asks it once for each datagram, whatever the kind.
 pub const TUNNELS: &str = "TUNNELS";
 /// Hash map: [`EndpointKey`] → [`EndpointEntry`].
 pub const ENDPOINTS: &str = "ENDPOINTS";
@@ -68,6 +68,8 @@ pub enum TunnelKind {
     Vxlan = 0,
     /// VXLAN-GPE carrying IP.
     VxlanGpe = 1,
+    /// WireGuard: IP inside, sealed.
+    WireGuard = 2,
 }
 
 impl TunnelKind {
@@ -76,6 +78,7 @@ impl TunnelKind {
         match value {
             0 => Some(Self::Vxlan),
             1 => Some(Self::VxlanGpe),
+            2 => Some(Self::WireGuard),
             _ => None,
         }
     }
@@ -85,6 +88,7 @@ impl TunnelKind {
         match self {
             Self::Vxlan => "vxlan",
             Self::VxlanGpe => "vxlan-gpe",
+            Self::WireGuard => "wireguard",
         }
     }
 
@@ -95,6 +99,12 @@ impl TunnelKind {
 }
 
 /// Exact match of a datagram: who sent what to which of our addresses.
+///
+/// A WireGuard peer may roam: its messages are ours whoever sent them, so their key has neither remote nor VNI
+/// ([`TunnelKey::roaming`]). Which of the two keys to ask for, a datagram's first four bytes say by themselves
+/// ([`MessageType::from_word`](crate::wire::wireguard::MessageType::from_word)), so either kind takes one lookup. A tunnel that
+/// listens on every address has one entry for each address of this machine, since a port alone would also catch what
+/// is only forwarded. One address and port carry one tunnel of this kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct TunnelKey {
@@ -110,13 +120,20 @@ pub struct TunnelKey {
     pub reserved: u16,
 }
 
+impl TunnelKey {
+    /// The key of a tunnel whose peers may be anywhere.
+    pub const fn roaming(local: [u8; 16], port: u16) -> Self {
+        Self { local, remote: [0; 16], vni: 0, port, reserved: 0 }
+    }
+}
+
 /// What an exact match leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct TunnelEntry {
     /// Index into the forwarding table's tunnels.
     pub tunnel: u16,
-    /// Index into that tunnel's remotes.
+    /// Index into that tunnel's remotes; WireGuard: 0.
     pub remote: u16,
     /// A [`TunnelKind`].
     pub kind: u8,
@@ -197,17 +214,17 @@ pub const METADATA_MAGIC: u16 = 0x4e66;
 /// [`Metadata::version`].
 pub const METADATA_VERSION: u8 = 1;
 
-/// What XDP found out about the inner checksums.
+/// What XDP found out about the inner checksums; of a WireGuard message, whose inside is sealed, about the outer ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ChecksumVerdict {
     /// Not looked at: user space must verify before merging.
     Unverified = 0,
-    /// Inner IPv4 header and TCP/UDP checksums are right.
+    /// Inner IPv4 header and TCP/UDP checksums are right. WireGuard: the outer ones are.
     Verified = 1,
-    /// The inner UDP checksum is zero over IPv4; the rest is right.
+    /// The inner UDP checksum is zero over IPv4; the rest is right. WireGuard: the outer one is zero.
     Absent = 2,
-    /// The bare pseudo-header sum; the rest is right. User space finishes it.
+    /// The bare pseudo-header sum; the rest is right. User space finishes an inner one.
     Partial = 3,
     /// Wrong, let through by `verify = "count"`: never merge.
     Bad = 4,
@@ -241,15 +258,16 @@ pub struct Metadata {
     pub tunnel: u16,
     /// [`TunnelEntry::remote`].
     pub remote: u16,
-    /// Where the inner packet starts, from the start of the frame.
+    /// Where the inner packet starts, from the start of the frame. WireGuard: where the message starts.
     pub inner_offset: u16,
-    /// Length of the inner packet (Ethernet header included for L2), outer padding excluded.
+    /// Length of the inner packet (Ethernet header included for L2) or the message, outer padding excluded.
     pub inner_len: u16,
     /// Outer ECN field (two bits).
     pub ecn: u8,
-    /// Zero.
-    pub reserved: u8,
-    /// Folded hash of the inner flow, 0 when there is none.
+    /// WireGuard: a [`MessageType`](crate::wire::wireguard::MessageType), so that data and handshakes can be told apart. Zero
+    /// for other kinds.
+    pub message: u8,
+    /// Folded hash of the inner flow, or of the session that a WireGuard data message names; 0 when there is none.
     pub flow_hash: u16,
 }
 

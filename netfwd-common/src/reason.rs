@@ -12,6 +12,10 @@ pub enum Stage {
     Decap,
     /// Inner headers and checksums, in user space.
     Vet,
+    /// Opening and sealing WireGuard data, and what only the peer's session can tell of a packet.
+    Crypto,
+    /// WireGuard handshakes.
+    Handshake,
     /// Writing to or reading from the TUN/TAP.
     Tun,
     /// Route or forwarding-database lookup of an overlay packet.
@@ -24,7 +28,17 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage, in index order.
-    pub const ALL: [Self; 7] = [Self::Xdp, Self::Decap, Self::Vet, Self::Tun, Self::Route, Self::Segment, Self::Send];
+    pub const ALL: [Self; 9] = [
+        Self::Xdp,
+        Self::Decap,
+        Self::Vet,
+        Self::Crypto,
+        Self::Handshake,
+        Self::Tun,
+        Self::Route,
+        Self::Segment,
+        Self::Send,
+    ];
 
     /// The metric label.
     pub const fn as_str(self) -> &'static str {
@@ -32,6 +46,8 @@ impl Stage {
             Self::Xdp => "xdp",
             Self::Decap => "decap",
             Self::Vet => "vet",
+            Self::Crypto => "crypto",
+            Self::Handshake => "handshake",
             Self::Tun => "tun",
             Self::Route => "route",
             Self::Segment => "segment",
@@ -76,7 +92,7 @@ reasons! {
     DropReason {
         /// Shorter than its headers or its length fields claim.
         Truncated => "truncated",
-        /// A length field contradicts another or the packet.
+        /// A length field contradicts another, the packet or the message's type.
         BadLength => "bad_length",
         /// Outer IPv4 header checksum wrong.
         OuterIpChecksum => "outer_ip_checksum",
@@ -84,7 +100,7 @@ reasons! {
         OuterUdpChecksum => "outer_udp_checksum",
         /// Outer UDP checksum zero over IPv6 and the tunnel does not accept that (RFC 6935).
         OuterUdpZeroChecksum => "outer_udp_zero_checksum",
-        /// Tunnel header with reserved bits set, a missing flag or a wrong version.
+        /// Tunnel header with reserved bits set, a missing flag, or a wrong version or type.
         TunnelHeader => "tunnel_header",
         /// GPE next protocol that this tunnel does not carry.
         UnknownProtocol => "unknown_protocol",
@@ -104,7 +120,7 @@ reasons! {
         InnerHeader => "inner_header",
         /// Outer CE on an inner packet that is not ECN-capable (RFC 6040 §4.2).
         EcnCeNotEct => "ecn_ce_not_ect",
-        /// Inner source outside the prefixes routed to this remote.
+        /// Inner source outside the prefixes routed to this remote, or the peer's allowed IPs.
         InnerSourceDenied => "inner_source_denied",
         /// The inner packet would be decapsulated again here: tunnels are not nested.
         Nested => "nested",
@@ -128,6 +144,18 @@ reasons! {
         XskDescriptor => "xsk_descriptor",
         /// A packet in several chunks with a part missing, or longer than any IP packet.
         Unassembled => "unassembled",
+        /// A WireGuard counter that was used before or lies behind the window.
+        Replay => "replay",
+        /// A WireGuard message that does not authenticate: a wrong key, tag or MAC.
+        Auth => "auth",
+        /// No WireGuard peer has this public key, or this destination among its allowed IPs.
+        NoPeer => "no_peer",
+        /// No WireGuard session has this receiver index, or it has expired.
+        NoSession => "no_session",
+        /// Too many WireGuard handshake messages wait: they yield, data does not.
+        HandshakeQueueFull => "handshake_queue_full",
+        /// Too many packets wait for their peer's handshake.
+        QueueFull => "queue_full",
     }
 }
 

@@ -100,7 +100,7 @@ fn metadata(delivery: &Delivery) -> Metadata {
         inner_offset: delivery.inner_offset,
         inner_len: delivery.inner_len,
         ecn: delivery.ecn,
-        reserved: 0,
+        message: delivery.message.map_or(0, |message| message as u8),
         flow_hash: delivery.flow_hash,
     }
 }

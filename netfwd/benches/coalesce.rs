@@ -157,7 +157,7 @@ fn whole_ingress(packets: &[Vec<u8>], verdict: ChecksumVerdict) -> impl FnMut() 
         for _ in 0..REPEAT {
             let batch = black_box(&mut buffers).iter_mut();
             let batch = batch.map(|(bytes, metadata)| Received { bytes, origin: Origin::Xdp { metadata: *metadata } });
-            ingress.run(&table, &mut |_, _, _| {}, &counters, batch, &mut sink);
+            ingress.run(&table, &mut |_, _, _| {}, &mut |_| {}, &counters, batch, &mut sink);
         }
         let time = per_packet(start);
         black_box((sink.bytes, sink.frames));
@@ -175,7 +175,7 @@ fn metadata(len: usize, verdict: ChecksumVerdict) -> Option<[u8; 16]> {
         inner_offset: 0,
         inner_len: len as u16,
         ecn: 0,
-        reserved: 0,
+        message: 0,
         flow_hash: 0,
     };
     record.as_bytes().try_into().ok()

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use crate::config::{Config, Queues, Tunnel, Underlay, XdpMode, ZeroCopy};
+use crate::config::{Config, Protocol, Queues, Tunnel, Underlay, XdpMode, ZeroCopy};
 use crate::control::Control;
 use crate::control::links::Link;
 use crate::control::preflight::{self, Findings, Problem, Problems};
@@ -85,12 +85,24 @@ fn underlay_line(underlay: &Underlay, links: &[Link]) -> String {
 }
 
 fn tunnel_line(tunnel: &Tunnel, mtu: u16) -> String {
-    let Tunnel { name, kind, vni, local, port, remotes, routes, .. } = tunnel;
-    let (device, kind) = (if kind.is_l2() { "TAP" } else { "TUN" }, kind.as_str());
-    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
-    let mut line = format!("tunnel {name}: {kind} VNI {vni}, {local} port {port}, {}", plural(remotes.len(), "remote"));
-    if !routes.is_empty() {
-        line += &format!(", {}", plural(routes.len(), "route"));
-    }
-    line + &format!(", {device} with MTU {mtu}")
+    let Tunnel { name, local, port, .. } = tunnel;
+    let (device, kind) = (if tunnel.kind().is_l2() { "TAP" } else { "TUN" }, tunnel.kind().as_str());
+    let particulars = match &tunnel.protocol {
+        Protocol::Vxlan(vxlan) => {
+            let routes = Some(&vxlan.routes).filter(|routes| !routes.is_empty());
+            let routes = routes.map_or_else(String::new, |routes| format!(", {}", plural(routes.len(), "route")));
+            format!(" VNI {}, {local} port {port}, {}{routes}", vxlan.vni, plural(vxlan.remotes.len(), "remote"))
+        }
+        Protocol::WireGuard(wireguard) => {
+            let local = if local.is_unspecified() { "any address".to_owned() } else { local.to_string() };
+            let port = if *port == 0 { "any port".to_owned() } else { format!("port {port}") };
+            let (key, peers) = (wireguard.private_key.public_key(), plural(wireguard.peers.len(), "peer"));
+            format!(", {local} {port}, public key {key}, {peers}")
+        }
+    };
+    format!("tunnel {name}: {kind}{particulars}, {device} with MTU {mtu}")
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

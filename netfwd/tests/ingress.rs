@@ -77,7 +77,7 @@ impl World {
         let learned = &mut self.learned;
         let received = batch.iter_mut().map(|(bytes, origin)| Received { bytes, origin: *origin });
         let mut learn = |tunnel, mac, remote| learned.push((tunnel, mac, remote));
-        ingress.run(&self.table, &mut learn, &self.counters, received, &mut self.sink);
+        ingress.run(&self.table, &mut learn, &mut |_| {}, &self.counters, received, &mut self.sink);
         &self.sink.frames
     }
 
@@ -99,7 +99,8 @@ impl World {
 }
 
 fn origin(port: u16, ecn: u8) -> SocketOrigin {
-    SocketOrigin { local: address_bytes(address("192.0.2.1")), port, remote: address_bytes(address("192.0.2.2")), ecn }
+    let [local, remote] = ["192.0.2.1", "192.0.2.2"].map(|text| address_bytes(address(text)));
+    SocketOrigin { local, port, remote, remote_port: 50_000, ecn }
 }
 
 fn vxlan(inner: &[u8]) -> (Vec<u8>, Origin) {
@@ -125,7 +126,7 @@ fn record(tunnel: u16, inner_offset: u16, inner_len: u16) -> Metadata {
         inner_offset,
         inner_len,
         ecn: 0,
-        reserved: 0,
+        message: 0,
         flow_hash: 0,
     }
 }

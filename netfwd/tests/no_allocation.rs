@@ -115,7 +115,7 @@ fn from_xdp(packet: &[u8]) -> (Vec<u8>, Origin) {
         inner_offset: 50,
         inner_len: inner.len() as u16,
         ecn: 2,
-        reserved: 0,
+        message: 0,
         flow_hash: 1,
     };
     let metadata = record.as_bytes().try_into().ok();
@@ -125,7 +125,8 @@ fn from_xdp(packet: &[u8]) -> (Vec<u8>, Origin) {
 fn from_socket(packet: &[u8], v6: bool, l2: bool) -> (Vec<u8>, Origin) {
     let address = |text: &str| address_bytes(text.parse::<IpAddr>().unwrap());
     let port = if l2 { 4789 } else { 4790 };
-    let origin = SocketOrigin { local: address("192.0.2.1"), port, remote: address("192.0.2.2"), ecn: 0 };
+    let origin =
+        SocketOrigin { local: address("192.0.2.1"), port, remote: address("192.0.2.2"), remote_port: 50_000, ecn: 0 };
     let payload = if l2 {
         [vec![8, 0, 0, 0, 0, 0, 7, 0], ethernet(packet, 4, &[9])].concat()
     } else {
@@ -144,7 +145,7 @@ fn a_million_packets_allocate_nothing() {
     let mut learned = 0u64;
     let mut run = |sink: &mut Tally| {
         let received = batch.iter_mut().map(|(bytes, origin)| Received { bytes, origin: *origin });
-        ingress.run(&table, &mut |_, _, _| learned += 1, &counters, received, sink);
+        ingress.run(&table, &mut |_, _, _| learned += 1, &mut |_| {}, &counters, received, sink);
     };
     run(&mut sink);
     let (before, packets_before) = (ALLOCATIONS.load(Ordering::Relaxed), sink.packets);

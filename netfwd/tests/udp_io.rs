@@ -83,7 +83,7 @@ impl Lab {
     }
 
     fn receiver(&self) -> ReceiveSocket {
-        let options = ReceiveOptions { local: SocketAddr::new(self.far(), PORT), udp6_zero_checksum_rx: false };
+        let options = ReceiveOptions::at(SocketAddr::new(self.far(), PORT));
         self.peer.run(|| ReceiveSocket::bind_group(&options, 1)).unwrap().remove(0)
     }
 
@@ -317,7 +317,8 @@ fn with_zero_checksums_allowed_they_are_received_over_ipv6() {
     for allowed in [false, true] {
         in_new_namespace("with_zero_checksums_allowed_they_are_received_over_ipv6", || {
             let lab = Lab::new(true);
-            let options = ReceiveOptions { local: SocketAddr::new(lab.far(), PORT), udp6_zero_checksum_rx: allowed };
+            let local = SocketAddr::new(lab.far(), PORT);
+            let options = ReceiveOptions { udp6_zero_checksum_rx: allowed, ..ReceiveOptions::at(local) };
             let mut socket = lab.peer.run(|| ReceiveSocket::bind_group(&options, 1)).unwrap().remove(0);
             let (mut sender, _) = sender(&lab);
             let slices = [IoSlice::new(b"no checksum")];
@@ -381,7 +382,7 @@ fn an_icmp_error_for_one_remote_costs_another_nothing() {
 fn a_port_that_someone_else_has_is_named_as_such() {
     in_new_namespace("a_port_that_someone_else_has_is_named_as_such", || {
         let local: SocketAddr = "127.0.0.1:4789".parse().unwrap();
-        let options = ReceiveOptions { local, udp6_zero_checksum_rx: false };
+        let options = ReceiveOptions::at(local);
         let group = ReceiveSocket::bind_group(&options, 3).unwrap();
         assert_eq!(group[2].local().unwrap(), local);
         // Even though all of them set SO_REUSEPORT.
@@ -413,7 +414,7 @@ fn taken_source_ports_are_passed_over() {
 fn a_full_receive_buffer_is_counted() {
     in_new_namespace("a_full_receive_buffer_is_counted", || {
         let local: SocketAddr = "127.0.0.1:4789".parse().unwrap();
-        let mut socket = ReceiveSocket::bind_group(&ReceiveOptions { local, udp6_zero_checksum_rx: false }, 1).unwrap();
+        let mut socket = ReceiveSocket::bind_group(&ReceiveOptions::at(local), 1).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         const SENT: u64 = 50_000;
         for _ in 0..SENT {
@@ -488,7 +489,7 @@ fn drops_of_the_queueing_discipline_are_counted() {
 fn an_empty_datagram_is_handed_on() {
     in_new_namespace("an_empty_datagram_is_handed_on", || {
         let local: SocketAddr = "127.0.0.1:4789".parse().unwrap();
-        let mut socket = ReceiveSocket::bind_group(&ReceiveOptions { local, udp6_zero_checksum_rx: false }, 1).unwrap();
+        let mut socket = ReceiveSocket::bind_group(&ReceiveOptions::at(local), 1).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         sender.send_to(b"", local).unwrap();
         sender.send_to(b"more", local).unwrap();

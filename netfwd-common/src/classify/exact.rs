@@ -1,4 +1,5 @@
-//! The exact match of a datagram: local address, port, VNI and remote must all be configured.
+//! The exact match of a datagram: local address, port, VNI and remote must all be configured; of a WireGuard message, whose
+//! peer may roam, local address and port.
 //!
 //! Each family asks the maps right where it has read its addresses. Nobody needs them afterwards, and carried along they
 //! would crowd everything else onto the stack of the XDP program.
@@ -30,9 +31,14 @@ impl Origin {
         transmute!([self.port, 0])
     }
 
+    /// [`TunnelKey::roaming`] for what begins like a WireGuard message.
     #[inline(always)]
-    fn tunnel_key(&self, vni: u32) -> TunnelKey {
-        let ([a, b, c, d], [e, f, g, h]) = (self.local, self.remote);
+    fn tunnel_key(&self, header: &tunnel::Header) -> TunnelKey {
+        let [a, b, c, d] = self.local;
+        let ([e, f, g, h], vni) = match header.message_type() {
+            Some(_) => ([0; 4], 0),
+            None => (self.remote, header.vni()),
+        };
         transmute!([a, b, c, d, e, f, g, h, vni, self.port_word()])
     }
 
@@ -68,7 +74,7 @@ pub(super) fn find(
         Some(header) if outer.udp_length >= udp::HEADER_LEN + vxlan::HEADER_LEN => tunnel::Header(header),
         _ => return Err(no_tunnel_header(packet, lookup, outer, offset, origin)),
     };
-    match lookup.tunnel(&origin.tunnel_key(header.vni())) {
+    match lookup.tunnel(&origin.tunnel_key(&header)) {
         Some(entry) => Ok(Match { header, entry }),
         None => Err(no_match(lookup, origin, &header)),
     }

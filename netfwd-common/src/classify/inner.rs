@@ -8,11 +8,12 @@ use zerocopy::transmute;
 use crate::checksum::Sum;
 use crate::cursor::Cursor;
 use crate::reason::DropReason;
-use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp};
+use crate::wire::wireguard::MessageType;
+use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp, vxlan};
 
 use super::Refusal;
 use super::outer::{Link, parse_link, pseudo};
-use super::tunnel::Content;
+use super::tunnel::{Content, Header};
 
 /// An inner packet, ready to be summed.
 #[derive(Clone, Copy)]
@@ -43,18 +44,32 @@ pub(super) enum L4 {
     Absent,
     /// Not taken apart.
     Opaque,
+    /// Cannot be taken apart: the outer checksum is all there is to see.
+    Sealed,
 }
 
 impl<C> Inner<C> {
     /// A packet that is delivered unverified.
     #[inline(always)]
     fn opaque(body: C, len: usize) -> Self {
+        Self::whole(L4::Opaque, body, len)
+    }
+
+    /// The rest of a WireGuard message, whose session takes the place of a flow.
+    #[inline(always)]
+    fn sealed(body: C, len: usize, message: MessageType, header: &Header) -> Self {
+        let flow_hash = if message == MessageType::Data { fold_hash(mix(0, header.receiver())) } else { 0 };
+        Self { flow_hash, ..Self::whole(L4::Sealed, body, len) }
+    }
+
+    #[inline(always)]
+    fn whole(l4: L4, body: C, len: usize) -> Self {
         Self {
             body,
             len,
             trailer: 0,
             headers: Sum::ZERO,
-            l4: L4::Opaque,
+            l4,
             header_intact: true,
             pseudo: Sum::ZERO,
             checksum: 0,
@@ -65,10 +80,14 @@ impl<C> Inner<C> {
 
 const BAD: Refusal = Refusal::Drop(DropReason::InnerHeader);
 
-/// Parses the `len` bytes at `packet`, which the caller has found within the frame.
+/// Parses the `len` bytes at `packet`, behind `header`, which the caller has found within the frame.
 #[inline(always)]
-pub(super) fn parse<C: Cursor>(packet: C, content: Content, len: usize) -> Result<Inner<C>, Refusal> {
+pub(super) fn parse<C: Cursor>(packet: C, content: Content, len: usize, header: &Header) -> Result<Inner<C>, Refusal> {
     let (content, link) = match content {
+        Content::Sealed(message) if message.allows_len(vxlan::HEADER_LEN + len) => {
+            return Ok(Inner::sealed(packet, len, message, header));
+        }
+        Content::Sealed(_) => return Err(Refusal::Drop(DropReason::BadLength)),
         Content::Ethernet if len < ethernet::HEADER_LEN => return Err(BAD),
         Content::Ethernet => match parse_link(packet) {
             Some(link) if link.ethertype == ethernet::ETHERTYPE_IPV4 => (Content::Ipv4, link),

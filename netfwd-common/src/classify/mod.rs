@@ -8,7 +8,8 @@
 //! together; offsets in a [`Delivery`] lie within the frame.
 //!
 //! Deliberately absent: reassembly, option parsing, nested tunnels (an inner packet is only an inner packet here), ECN
-//! (RFC 6040 needs to rewrite, so it belongs to decapsulation), and per-remote inner prefixes (user space has the trie).
+//! (RFC 6040 needs to rewrite, so it belongs to decapsulation), per-remote inner prefixes (user space has the trie), and
+//! everything about WireGuard that needs a key.
 
 mod exact;
 mod inner;
@@ -21,10 +22,12 @@ use crate::abi::{
 };
 use crate::cursor::Cursor;
 use crate::reason::{DropReason, PassReason};
+use crate::wire::wireguard::MessageType;
 use crate::wire::{udp, vxlan};
 
 use exact::{Match, beyond_linear};
 use outer::Outer;
+use tunnel::Content;
 
 /// The forwarding state that classification asks: BPF maps there, hash maps here.
 pub trait Lookup {
@@ -54,18 +57,20 @@ pub enum Verdict {
 pub struct Delivery {
     /// The exact match.
     pub entry: TunnelEntry,
-    /// Where the inner packet starts, from the start of the frame.
+    /// Where the inner packet or the WireGuard message starts, from the start of the frame.
     pub inner_offset: u16,
-    /// Length of the inner packet, Ethernet header included for L2, outer padding excluded.
+    /// Length of the inner packet, Ethernet header included for L2, or of the message; outer padding excluded.
     pub inner_len: u16,
     /// Outer ECN field.
     pub ecn: u8,
-    /// What is known of the inner checksums.
+    /// What is known of the inner checksums, or of the outer ones around a WireGuard message.
     pub checksums: ChecksumVerdict,
     /// With `verify = "count"`: the reason that would have dropped it.
     pub tolerated: Option<DropReason>,
-    /// Folded hash of the inner flow, 0 when there is none.
+    /// Folded hash of the inner flow, or of a WireGuard data message's receiver index; 0 when there is none.
     pub flow_hash: u16,
+    /// The type of a WireGuard message.
+    pub message: Option<MessageType>,
 }
 
 /// Why a frame is not delivered.
@@ -90,10 +95,10 @@ fn delivery(frame: impl Cursor, lookup: &impl Lookup, policy: &Policy) -> Result
     let (outer, Match { header, entry }) = outer::parse(frame, lookup)?;
     let kind = TunnelKind::from_u8(entry.kind).ok_or(Refusal::Drop(DropReason::UnknownVni))?;
     let content = tunnel::check(kind, &header)?;
-    let inner_len = inner_len(frame, &outer)?;
+    let behind_header = outer.udp_offset + udp::HEADER_LEN + vxlan::HEADER_LEN;
+    let len_behind_header = len_behind_header(frame, &outer)?;
     outer::check_zero_checksum(&outer, entry.flags)?;
-    let inner_offset = outer.udp_offset + udp::HEADER_LEN + vxlan::HEADER_LEN;
-    let inner = inner::parse(frame.skip(inner_offset), content, inner_len)?;
+    let inner = inner::parse(frame.skip(behind_header), content, len_behind_header, &header)?;
     let finding = if policy.verify == Verify::Off as u8 {
         verify::Finding::UNVERIFIED
     } else {
@@ -104,22 +109,28 @@ fn delivery(frame: impl Cursor, lookup: &impl Lookup, policy: &Policy) -> Result
     {
         return Err(Refusal::Drop(reason));
     }
+    // A message's own first bytes are looked at like a tunnel header, but are part of it.
+    let (message, back) = match content {
+        Content::Sealed(message) => (Some(message), vxlan::HEADER_LEN),
+        _ => (None, 0),
+    };
     Ok(Delivery {
         entry,
-        inner_offset: inner_offset as u16,
-        inner_len: inner_len as u16,
+        inner_offset: (behind_header - back) as u16,
+        inner_len: (len_behind_header + back) as u16,
         ecn: outer.ecn,
         checksums: finding.checksums,
         tolerated: finding.fault,
         flow_hash: inner.flow_hash,
+        message,
     })
 }
 
-/// Length of the inner packet, once all length fields agree with each other and with the frame.
+/// Bytes behind the tunnel header, once all length fields agree with each other and with the frame.
 ///
 /// A UDP length below the IP payload is legal (RFC 9868's surplus area) and the surplus is not ours to look at.
 #[inline(always)]
-fn inner_len(frame: impl Cursor, outer: &Outer) -> Result<usize, Refusal> {
+fn len_behind_header(frame: impl Cursor, outer: &Outer) -> Result<usize, Refusal> {
     if outer.udp_offset + outer.udp_length > outer.ip_end {
         return Err(Refusal::Drop(DropReason::BadLength));
     }

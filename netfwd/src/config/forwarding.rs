@@ -1,44 +1,66 @@
 //! From configuration to the forwarding table.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netfwd_common::abi::TunnelKind;
-use netfwd_common::wire::{ethernet, ipv4, ipv6, udp, vxlan};
+use netfwd_common::wire::{ethernet, ipv4, ipv6, udp, vxlan, wireguard};
 
-use super::{Config, Tunnel};
+use super::{Config, Protocol, Tunnel, WireGuard};
 use crate::datapath::table::{self, ForwardingTable};
 
 /// Bytes that a tunnel puts around an inner IP packet, from the outer IP header on.
 ///
-/// IPv4: 50 for VXLAN, 36 for GPE; IPv6: 70 and 56.
+/// IPv4: 50 for VXLAN, 36 for GPE; IPv6: 70 and 56. WireGuard: always 80, as `wg_setup` counts it, since a peer may roam from
+/// one family to the other.
 pub const fn overhead(kind: TunnelKind, local: IpAddr) -> u16 {
     let outer = if local.is_ipv4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
-    let inner = if kind.is_l2() { ethernet::HEADER_LEN } else { 0 };
-    (outer + udp::HEADER_LEN + vxlan::HEADER_LEN + inner) as u16
+    let (outer, tunnel) = match kind {
+        TunnelKind::Vxlan => (outer, vxlan::HEADER_LEN + ethernet::HEADER_LEN),
+        TunnelKind::VxlanGpe => (outer, vxlan::HEADER_LEN),
+        TunnelKind::WireGuard => (ipv6::HEADER_LEN, wireguard::OVERHEAD),
+    };
+    (outer + udp::HEADER_LEN + tunnel) as u16
 }
 
 impl Tunnel {
-    /// Bytes around an inner IP packet, from the outer IP header on.
+    /// Bytes around an inner IP packet, from the outer IP header on. A WireGuard tunnel that listens everywhere counts for
+    /// IPv6 unless all its peers are known to be on IPv4.
     pub fn overhead(&self) -> u16 {
-        overhead(self.kind, self.local)
+        let over_ipv4 = self.local.is_unspecified() && self.wireguard().is_some_and(WireGuard::is_over_ipv4);
+        overhead(self.kind(), if over_ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { self.local })
     }
 
     fn resolved(&self, mtu: u16) -> table::Tunnel {
-        table::Tunnel {
+        let bare = table::Tunnel {
             name: self.name.clone(),
-            kind: self.kind,
-            vni: self.vni,
+            kind: self.kind(),
+            vni: 0,
             local: self.local,
             port: self.port,
-            remotes: self.remotes.clone(),
-            learning: self.learning,
-            static_macs: self.fdb.clone(),
-            routes: self.routes.clone(),
+            remotes: Vec::new(),
+            learning: false,
+            static_macs: Vec::new(),
+            routes: Vec::new(),
             mtu,
-            udp_checksum: self.udp_checksum,
-            udp6_zero_checksum_rx: self.udp6_zero_checksum_rx,
-            udp6_zero_checksum_tx: self.udp6_zero_checksum_tx,
-            dscp: self.dscp,
+            udp_checksum: true,
+            udp6_zero_checksum_rx: false,
+            udp6_zero_checksum_tx: false,
+            dscp: 0,
+        };
+        match &self.protocol {
+            Protocol::WireGuard(_) => bare,
+            Protocol::Vxlan(vxlan) => table::Tunnel {
+                vni: vxlan.vni,
+                remotes: vxlan.remotes.clone(),
+                learning: vxlan.learning,
+                static_macs: vxlan.fdb.clone(),
+                routes: vxlan.routes.clone(),
+                udp_checksum: vxlan.udp_checksum,
+                udp6_zero_checksum_rx: vxlan.udp6_zero_checksum_rx,
+                udp6_zero_checksum_tx: vxlan.udp6_zero_checksum_tx,
+                dscp: vxlan.dscp,
+                ..bare
+            },
         }
     }
 }
@@ -62,8 +84,8 @@ mod tests {
     fn overhead_is_what_the_headers_add_up_to() {
         let v4 = IpAddr::from([10, 9, 0, 2]);
         let v6 = "fd00::2".parse().unwrap();
-        let all = [TunnelKind::Vxlan, TunnelKind::VxlanGpe].map(|kind| (overhead(kind, v4), overhead(kind, v6)));
-        assert_eq!(all, [(50, 70), (36, 56)]);
+        let all = [TunnelKind::Vxlan, TunnelKind::VxlanGpe, TunnelKind::WireGuard];
+        assert_eq!(all.map(|kind| (overhead(kind, v4), overhead(kind, v6))), [(50, 70), (36, 56), (80, 80)]);
     }
 
     const TUNNELS: &str = r#"

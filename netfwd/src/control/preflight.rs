@@ -326,8 +326,8 @@ fn existing_device(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<P
 fn missing_address(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<Problem> {
     let local = tunnel.local;
     let mut all = links.iter().flat_map(|link| &link.addresses);
-    // All of 127.0.0.0/8 is local, whatever is configured on lo.
-    if local.is_loopback() || all.any(|address| *address == local) {
+    // All of 127.0.0.0/8 is local, whatever is configured on lo; a WireGuard tunnel may listen on all there are.
+    if local.is_loopback() || local.is_unspecified() || all.any(|address| *address == local) {
         return None;
     }
     let same_family = |link: &Link| -> Vec<String> {

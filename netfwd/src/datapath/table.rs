@@ -4,7 +4,7 @@
 //! indices. A change of configuration makes a new table and swaps it in.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netfwd_common::abi::{
@@ -24,13 +24,14 @@ pub struct Tunnel {
     pub name: String,
     /// Protocol.
     pub kind: TunnelKind,
-    /// Network identifier.
+    /// Network identifier; WireGuard: 0.
     pub vni: u32,
-    /// Outer source on send, outer destination on receive.
+    /// Outer source on send, outer destination on receive. WireGuard: unspecified for every address of this machine.
     pub local: IpAddr,
-    /// UDP port.
+    /// UDP port. On one address it belongs to one WireGuard tunnel alone.
     pub port: u16,
-    /// Who may send, and who gets what has no better destination; [`RemoteIndex`] points here.
+    /// Who may send, and who gets what has no better destination; [`RemoteIndex`] points here. WireGuard: empty, since its peers
+    /// may be anywhere.
     pub remotes: Vec<IpAddr>,
     /// L2: learn inner source addresses.
     pub learning: bool,
@@ -54,6 +55,26 @@ impl Tunnel {
     /// What the tunnel carries.
     pub fn link(&self) -> Link {
         if self.kind.is_l2() { Link::Ethernet } else { Link::Ip }
+    }
+
+    /// The outer destinations of what is for this tunnel: `local`, or if that is unspecified, `addresses` and what sockets
+    /// without an address call theirs.
+    fn destinations(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
+        if !self.local.is_unspecified() {
+            return vec![self.local];
+        }
+        let unspecified = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        addresses.iter().copied().chain(unspecified).collect()
+    }
+
+    fn entry(&self, tunnel: usize, remote: usize) -> TunnelEntry {
+        TunnelEntry {
+            tunnel: tunnel as u16,
+            remote: remote as u16,
+            kind: self.kind as u8,
+            flags: if self.udp6_zero_checksum_rx { FLAG_UDP6_ZERO_CSUM_RX } else { 0 },
+            reserved: 0,
+        }
     }
 
     /// The remote's address.
@@ -86,37 +107,40 @@ pub struct ForwardingTable {
 impl ForwardingTable {
     /// A table of `tunnels`, whose order gives their indices.
     pub fn new(tunnels: Vec<Tunnel>) -> Self {
+        Self::at(tunnels, &[])
+    }
+
+    /// A table for a machine with these underlay addresses: where a tunnel listens that has an unspecified address.
+    ///
+    /// What arrives at an address that is missing here, since it is new, takes the way through the kernel's socket.
+    pub fn at(tunnels: Vec<Tunnel>, addresses: &[IpAddr]) -> Self {
         let routes = tunnels.iter().map(|tunnel| Routes::new(&tunnel.routes)).collect();
-        let mut table = Self { tunnels, routes, ..Self::default() };
-        for (index, tunnel) in table.tunnels.iter().enumerate() {
-            let local = address_bytes(tunnel.local);
-            table.endpoints.insert(
-                EndpointKey { local, port: tunnel.port, reserved: 0 },
-                EndpointEntry { kind: tunnel.kind as u8, reserved: [0; 3] },
-            );
-            table.networks.insert(NetworkKey { local, vni: tunnel.vni, port: tunnel.port, reserved: 0 });
-            for (remote_index, remote) in tunnel.remotes.iter().enumerate() {
-                let key = TunnelKey {
-                    local,
-                    remote: address_bytes(*remote),
-                    vni: tunnel.vni,
-                    port: tunnel.port,
-                    reserved: 0,
-                };
-                let entry = TunnelEntry {
-                    tunnel: index as u16,
-                    remote: remote_index as u16,
-                    kind: tunnel.kind as u8,
-                    flags: if tunnel.udp6_zero_checksum_rx { FLAG_UDP6_ZERO_CSUM_RX } else { 0 },
-                    reserved: 0,
-                };
-                table.by_key.insert(key, entry);
+        let mut endpoint_ports: Vec<u16> = tunnels.iter().map(|tunnel| tunnel.port).collect();
+        endpoint_ports.sort_unstable();
+        endpoint_ports.dedup();
+        let mut table = Self { routes, endpoint_ports, ..Self::default() };
+        for (index, tunnel) in tunnels.iter().enumerate() {
+            for destination in tunnel.destinations(addresses) {
+                table.insert(index, tunnel, address_bytes(destination));
             }
         }
-        table.endpoint_ports = table.tunnels.iter().map(|tunnel| tunnel.port).collect();
-        table.endpoint_ports.sort_unstable();
-        table.endpoint_ports.dedup();
-        table
+        Self { tunnels, ..table }
+    }
+
+    /// Enters a tunnel for what is sent to `local`.
+    fn insert(&mut self, index: usize, tunnel: &Tunnel, local: [u8; 16]) {
+        let Tunnel { kind, vni, port, .. } = *tunnel;
+        let endpoint = EndpointKey { local, port, reserved: 0 };
+        self.endpoints.insert(endpoint, EndpointEntry { kind: kind as u8, reserved: [0; 3] });
+        if kind == TunnelKind::WireGuard {
+            self.by_key.insert(TunnelKey::roaming(local, port), tunnel.entry(index, 0));
+            return;
+        }
+        self.networks.insert(NetworkKey { local, vni, port, reserved: 0 });
+        for (remote_index, remote) in tunnel.remotes.iter().enumerate() {
+            let key = TunnelKey { local, remote: address_bytes(*remote), vni, port, reserved: 0 };
+            self.by_key.insert(key, tunnel.entry(index, remote_index));
+        }
     }
 
     /// All tunnels, in index order.

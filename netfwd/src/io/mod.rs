@@ -7,6 +7,7 @@
 pub mod control_message;
 pub mod ethtool;
 pub mod gather;
+pub mod listen_port;
 pub mod mem;
 pub mod raw_send;
 pub mod refusals;

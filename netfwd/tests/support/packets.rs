@@ -120,6 +120,7 @@ impl Inner {
 pub struct Outer {
     pub source: IpAddr,
     pub destination: IpAddr,
+    pub source_port: u16,
     pub port: u16,
     pub header: [u8; 8],
     pub tags: usize,
@@ -135,6 +136,7 @@ impl Outer {
         Self {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
+            source_port: 50_000,
             port,
             header,
             tags: 0,
@@ -162,6 +164,15 @@ impl Outer {
         Self::new("fd09::1", "fd09::2", 4790, gpe(vni, next))
     }
 
+    /// For [`Self::datagram`]: a WireGuard message has no tunnel header apart from itself.
+    pub fn wireguard4(port: u16) -> Self {
+        Self::new("10.9.0.77", "10.9.0.2", port, [0; 8])
+    }
+
+    pub fn wireguard6(port: u16) -> Self {
+        Self::new("fd09::77", "fd09::2", port, [0; 8])
+    }
+
     pub fn header(mut self, header: [u8; 8]) -> Self {
         self.header = header;
         self
@@ -182,13 +193,17 @@ impl Outer {
         self
     }
 
-    /// The frame as it comes from the wire.
+    /// The frame as it comes from the wire: `inner` behind the tunnel header.
     pub fn frame(&self, inner: &[u8]) -> Vec<u8> {
-        let mut datagram = [50_000u16.to_be_bytes(), self.port.to_be_bytes()].concat();
-        datagram.extend((16 + inner.len() as u16).to_be_bytes());
+        self.datagram(&[&self.header, inner].concat())
+    }
+
+    /// The frame as it comes from the wire, `payload` being all that UDP carries.
+    pub fn datagram(&self, payload: &[u8]) -> Vec<u8> {
+        let mut datagram = [self.source_port.to_be_bytes(), self.port.to_be_bytes()].concat();
+        datagram.extend((8 + payload.len() as u16).to_be_bytes());
         datagram.extend([0, 0]);
-        datagram.extend(self.header);
-        datagram.extend(inner);
+        datagram.extend(payload);
         let pseudo = pseudo(self.source, self.destination, UDP, datagram.len());
         let field = field(self.checksum, pseudo, pseudo.add(&datagram), true);
         datagram[6..8].copy_from_slice(&field);
@@ -221,6 +236,15 @@ pub fn vxlan(vni: u32) -> [u8; 8] {
 pub fn gpe(vni: u32, next: u8) -> [u8; 8] {
     let [_, a, b, c] = vni.to_be_bytes();
     [0x0c, 0, 0, next, a, b, c, 0]
+}
+
+/// The shape of a WireGuard message of this type and length; what is sealed in it is noise.
+pub fn wireguard(message_type: u8, len: usize) -> Vec<u8> {
+    let mut message: Vec<u8> = (0..len).map(|i| (i * 73 + 5) as u8).collect();
+    for (byte, value) in message.iter_mut().zip([message_type, 0, 0, 0]) {
+        *byte = value;
+    }
+    message
 }
 
 pub fn ethernet(family: IpAddr, tags: usize, payload: &[u8]) -> Vec<u8> {

@@ -7,6 +7,7 @@ use netfwd_common::reason::{DropReason, PassReason};
 use crate::bench::{COUNT, DROP, OFF, PARTIAL, table, with_program};
 use crate::frames::{drops, valid_frames};
 use crate::packets::{Field, Inner, Outer};
+use crate::wireguard;
 
 #[test]
 fn payloads_of_every_length_and_every_value_are_summed_right() {
@@ -56,11 +57,10 @@ fn both_halves_agree_on_mutated_packets() {
             z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             ((z ^ (z >> 31)) % below as u64) as usize
         };
-        let frames = valid_frames();
+        let frames: Vec<_> = valid_frames().into_iter().map(|(_, frame)| frame).chain(wireguard::frames()).collect();
         let policies = [DROP, COUNT, OFF, PARTIAL];
         for round in 0..4000 {
-            let (_, frame) = &frames[random(frames.len())];
-            let mut frame = frame.clone();
+            let mut frame = frames[random(frames.len())].clone();
             for _ in 0..=random(3) {
                 let at = random(frame.len().min(130));
                 frame[at] = random(256) as u8;

@@ -15,7 +15,7 @@ const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
 pub const XDP_REDIRECT: u32 = 4;
 
-/// Both families, both kinds, and a second tunnel with the same inner addresses.
+/// Both families, every kind, and a second tunnel with the same inner addresses. The first WireGuard tunnel listens everywhere.
 pub fn table() -> ForwardingTable {
     let tunnel = |name: &str, kind, vni, local: &str, port, remote: &str, zero| Tunnel {
         name: name.to_owned(),
@@ -33,13 +33,20 @@ pub fn table() -> ForwardingTable {
         udp6_zero_checksum_tx: false,
         dscp: 0,
     };
-    ForwardingTable::new(vec![
+    let wireguard = |name: &str, local: &str, port, zero| Tunnel {
+        remotes: Vec::new(),
+        ..tunnel(name, TunnelKind::WireGuard, 0, local, port, "192.0.2.1", zero)
+    };
+    let tunnels = vec![
         tunnel("vx7", TunnelKind::Vxlan, 7, "10.9.0.2", 4789, "10.9.0.1", false),
         tunnel("vx8", TunnelKind::Vxlan, 8, "10.9.0.2", 4789, "10.9.0.3", false),
         tunnel("gpe9", TunnelKind::VxlanGpe, 9, "10.9.0.2", 4790, "10.9.0.1", false),
         tunnel("vx7v6", TunnelKind::Vxlan, 7, "fd09::2", 4789, "fd09::1", false),
         tunnel("gpe9v6", TunnelKind::VxlanGpe, 9, "fd09::2", 4790, "fd09::1", true),
-    ])
+        wireguard("wg0", "::", 51820, false),
+        wireguard("wg1", "fd09::2", 51821, true),
+    ];
+    ForwardingTable::at(tunnels, &["10.9.0.2", "fd09::2"].map(|address| address.parse().unwrap()))
 }
 
 /// The program with an AF_XDP socket on the only queue of a test run.
@@ -143,7 +150,7 @@ fn record(delivery: &Delivery) -> Metadata {
         inner_offset: delivery.inner_offset,
         inner_len: delivery.inner_len,
         ecn: delivery.ecn,
-        reserved: 0,
+        message: delivery.message.map_or(0, |message| message as u8),
         flow_hash: delivery.flow_hash,
     }
 }

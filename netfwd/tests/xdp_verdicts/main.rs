@@ -9,3 +9,4 @@ mod lifecycle;
 #[path = "../support/packets.rs"]
 mod packets;
 mod verdicts;
+mod wireguard;

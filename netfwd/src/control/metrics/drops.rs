@@ -69,12 +69,17 @@ fn own_reasons(direction: Direction, stage: Stage) -> &'static [DropReason] {
             &[BadMetadata, EcnCeNotEct, InnerSourceDenied, Nested, XskDescriptor, Unassembled]
         }
         (Direction::Ingress, Stage::Vet) => &[InnerIpChecksum, InnerL4Checksum, PartialChecksum, InnerHeader],
+        (Direction::Ingress, Stage::Crypto) => {
+            &[Replay, Auth, NoSession, InnerHeader, InnerSourceDenied, Nested, EcnCeNotEct]
+        }
+        (Direction::Ingress, Stage::Handshake) => &[Auth, NoPeer, NoSession, HandshakeQueueFull],
         (Direction::Ingress, Stage::Tun) => &[TunWrite],
         (Direction::Egress, Stage::Tun) => &[VnetHeader],
-        (Direction::Egress, Stage::Route) => &[Truncated, InnerHeader, NotIp, NoRoute],
+        (Direction::Egress, Stage::Route) => &[Truncated, InnerHeader, NotIp, NoRoute, NoPeer],
+        (Direction::Egress, Stage::Handshake) => &[QueueFull, NoSession],
         (Direction::Egress, Stage::Segment) => &[VnetHeader, TooBig],
         (Direction::Egress, Stage::Send) => &[SendQueueFull, SendError],
         (Direction::Ingress, Stage::Xdp | Stage::Route | Stage::Segment | Stage::Send) => &[],
-        (Direction::Egress, Stage::Xdp | Stage::Decap | Stage::Vet) => &[],
+        (Direction::Egress, Stage::Xdp | Stage::Decap | Stage::Vet | Stage::Crypto) => &[],
     }
 }

@@ -89,6 +89,8 @@ fn tunnel_header(tunnel: &Tunnel, overlay: &Overlay) -> [u8; HEADER_LEN] {
         (TunnelKind::VxlanGpe, Some(Version::V6)) => (GPE_FLAGS, vxlan::GPE_NEXT_IPV6),
         // An L3 tunnel's packets always have an IP header: others were refused when they were parsed.
         (TunnelKind::VxlanGpe, None) => (vxlan::FLAG_VNI, 0),
+        // WireGuard packets are sealed, not wrapped: they take another way. Every receiver refuses a header without flags.
+        (TunnelKind::WireGuard, _) => (0, 0),
     };
     let [_, vni @ ..] = tunnel.vni.to_be_bytes();
     let header = vxlan::Header { flags, reserved: [0; 2], next_protocol, vni, reserved2: 0 };
