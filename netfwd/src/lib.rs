@@ -14,5 +14,6 @@ pub mod order;
 pub mod published;
 pub mod run;
 pub mod underlay;
+pub mod wg;
 pub mod wireguard;
 pub mod worker;

@@ -20,7 +20,10 @@ pub mod links;
 pub mod logging;
 pub mod metrics;
 pub mod preflight;
+pub mod secrets;
 mod signals;
+pub mod uapi;
+pub mod wireguard;
 
 use health::Health;
 use links::{Link, Netlink};
@@ -52,11 +55,6 @@ impl Control {
         self.runtime.block_on(async { Netlink::open()?.links_with_addresses().await })
     }
 
-    /// Waits for a signal or a notice, without serving anything.
-    pub fn wait(&mut self, notice: &StopNotice) -> Stop {
-        self.runtime.block_on(self.signals.stop(notice))
-    }
-
     /// Serves metrics and health until a signal or a notice comes. An endpoint that fails is a failure too.
     pub fn serve(&mut self, listener: TcpListener, metrics: Metrics, health: Arc<Health>, notice: &StopNotice) -> Stop {
         let Self { runtime, signals } = self;
@@ -68,5 +66,16 @@ impl Control {
                 }
             }
         })
+    }
+
+    /// Serves nothing but the tasks of its runtime, until a signal or a notice comes.
+    pub fn wait(&mut self, notice: &StopNotice) -> Stop {
+        let Self { runtime, signals } = self;
+        runtime.block_on(signals.stop(notice))
+    }
+
+    /// Ends the tasks without waiting for lookups of names, which may take long.
+    pub fn close(self) {
+        self.runtime.shutdown_background();
     }
 }
