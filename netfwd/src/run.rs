@@ -226,13 +226,13 @@ impl Gateway {
         let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
         let workers = counts.iter().copied().max().unwrap_or(1);
         let seed = RandomState::new().hash_one("netfwd");
+        let (devices, offloads) = open_devices(config, &table, workers)?;
+        let gro = gro_config(&config.gro, &offloads, seed);
         let (desk, queue, closing) = Desk::new();
         let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
         let addresses = underlay_addresses(config, links);
         let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
         let table = Arc::new(with_ports(&table, &addresses, port_of));
-        let (devices, offloads) = open_devices(config, &table, workers)?;
-        let gro = gro_config(&config.gro, &offloads, seed);
         let endpoints = open_endpoints(config, links, &table, workers)?;
         let pools = open_pools(&table)?;
         let mut queues: Vec<Vec<Option<Queue>>> = (0..workers).map(|_| Vec::new()).collect();
@@ -260,7 +260,6 @@ impl Gateway {
                 egress: Egress::new(seed),
                 wireguard: WireGuardPath::new(shares),
                 orders,
-                deletion: None,
                 counters: Arc::new(Counters::new(table.tunnels().len())),
             },
         );
@@ -275,13 +274,6 @@ impl Gateway {
             desk,
             closing,
         })
-    }
-
-    /// A deleted device is the end from now on.
-    fn end_with_device(&mut self, notice: &StopNotice) {
-        for parts in &mut self.workers {
-            parts.deletion = Some(notice.clone());
-        }
     }
 
     fn start(self, health: &Health, notice: &StopNotice) -> Result<Running, RunError> {
@@ -494,17 +486,18 @@ fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) 
 }
 
 fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
-    let Tunnel { kind, vni, local, port, mtu, remotes, .. } = tunnel;
-    let what = match kind {
-        TunnelKind::WireGuard if local.is_unspecified() => format!("on every address, port {port}, MTU {mtu}"),
-        TunnelKind::WireGuard => format!("on {local} port {port}, MTU {mtu}"),
-        TunnelKind::Vxlan | TunnelKind::VxlanGpe => {
-            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {} remotes", remotes.len())
-        }
-    };
     let offloads = device.offloads();
-    let read = if offloads.read_udp { "read" } else { "none read" };
-    format!("{} {what}, UDP superframes: {} segments written, {read}", kind.as_str(), offloads.write.udp_segments)
+    format!(
+        "{} VNI {} on {} port {}, MTU {}, {} remotes, UDP superframes: {} segments written, {}",
+        tunnel.kind.as_str(),
+        tunnel.vni,
+        tunnel.local,
+        tunnel.port,
+        tunnel.mtu,
+        tunnel.remotes.len(),
+        offloads.write.udp_segments,
+        if offloads.read_udp { "read" } else { "none read" },
+    )
 }
 
 /// A socket per tunnel address and port and worker, by worker.
