@@ -10,26 +10,24 @@
 //! Deliberately absent: listening to netlink's link events. They can be lost, and an interface that moves through a
 //! namespace keeps its index; the sockets know. Underlays that started without XDP are not tried again.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::control::links::{Link, Netlink};
-use crate::queue_change::{QueueChange, QueueNotice};
+use crate::order::{Order, Orders};
 use crate::underlay::{Underlay, UnderlayError};
+use crate::wireguard::steering::Underlays;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// Most looks that are left out after refusals, as a power of two: a quarter of a minute.
 const MOST_PATIENT: u32 = 4;
 
-/// The gateway's underlays, which scrapes ask too.
-pub type Underlays = Arc<Mutex<Vec<Underlay>>>;
-
 /// Looks after `underlays` for ever; a change of an underlay's queue *i* is told to `workers[i]`.
-pub async fn watch(underlays: Underlays, workers: Vec<QueueNotice>) {
+pub async fn watch(underlays: Underlays, workers: Vec<Orders>) {
     let netlink = match Netlink::open() {
         Ok(netlink) => netlink,
         Err(error) => return warn!("underlays that are deleted will not be attached again: netlink: {error}"),
@@ -62,26 +60,25 @@ fn lock(underlays: &Underlays) -> MutexGuard<'_, Vec<Underlay>> {
     underlays.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn note_losses(underlays: &mut [Underlay], workers: &[QueueNotice]) {
+fn note_losses(underlays: &mut [Underlay], workers: &[Orders]) {
     for (index, underlay) in underlays.iter_mut().enumerate().filter(|(_, underlay)| underlay.has_lost_interface()) {
         warn!("underlay {}: the interface is gone; kernel sockets only until it is back", underlay.interface());
         give_up(index, underlay, workers);
     }
 }
 
-fn give_up(index: usize, underlay: &mut Underlay, workers: &[QueueNotice]) {
+fn give_up(index: usize, underlay: &mut Underlay, workers: &[Orders]) {
     underlay.detach();
     for worker in workers {
-        worker.send(QueueChange::Lost { underlay: index });
+        worker.give(Order::QueueLost { underlay: index });
     }
 }
 
 /// Attaches, and hands each worker its socket.
-fn attach(index: usize, underlay: &mut Underlay, link: &Link, workers: &[QueueNotice]) -> Result<(), UnderlayError> {
+fn attach(index: usize, underlay: &mut Underlay, link: &Link, workers: &[Orders]) -> Result<(), UnderlayError> {
     let queues = underlay.attach(link)?;
-    let hear = |(worker, queue): (&QueueNotice, _)| {
-        worker.send(QueueChange::Attached { underlay: index, queue: Box::new(queue) })
-    };
+    let hear =
+        |(worker, queue): (&Orders, _)| worker.give(Order::QueueAttached { underlay: index, queue: Box::new(queue) });
     if !workers.iter().zip(queues).all(hear) {
         // A worker that is stuck would let its ring run full, and XDP would drop what the kernel's sockets may still get.
         info!("underlay {}: a worker does not take its queue; kernel sockets only", underlay.interface());

@@ -6,13 +6,14 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use netfwd_common::abi::TunnelKind;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -37,15 +38,22 @@ use crate::io::tun::{DeviceError, DeviceOptions, OverlayDevice, TX_QUEUE_LEN, Tu
 use crate::io::tun_probe::WriteOffloads;
 use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
 use crate::io::udp_send::{SendPool, UdpSender};
-use crate::queue_change::{self, QueueNotice};
+use crate::order::{self, OrderInbox, Orders};
 use crate::reattach;
 use crate::underlay::{self, Underlay, UnderlayError};
+use crate::wireguard::desk::{Closing, Desk};
+use crate::wireguard::path::{Share, WireGuardPath};
+use crate::wireguard::setup::Bound;
+use crate::wireguard::steering::{Steering, Underlays, with_ports};
+use crate::wireguard::{self, Interface, InterfaceError};
 use crate::worker::{Endpoint, Parts, Queue, Shared, Worker};
 
 /// Send sockets, and so source ports, of each local address.
 const SOURCE_PORTS: usize = 64;
 /// How long names and ports of a killed predecessor may stay taken.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// MTU of a WireGuard device whose underlay is not known: room for IPv6 outside (`wg_setup`).
+const WIREGUARD_MTU: u16 = 1420;
 /// Between two looks at something that takes a moment.
 const RETRY: Duration = Duration::from_millis(10);
 /// How long workers may take for what has arrived.
@@ -73,6 +81,9 @@ pub enum RunError {
     /// An underlay could not be used.
     #[error(transparent)]
     Underlay(#[from] UnderlayError),
+    /// A WireGuard interface could not be configured.
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
     /// Something failed later.
     #[error("{0}")]
     Failed(String),
@@ -95,12 +106,33 @@ pub fn run(config: Config) -> Result<(), RunError> {
     info!("ready: metrics on http://{}/metrics", config.metrics.listen);
     running.spawn_chores(&control);
     let stop = control.serve(ready.listener, running.metrics(), health, &notice);
-    info!("stopping: {stop}");
-    running.stop();
-    match stop {
-        Stop::Signal(_) => Ok(()),
-        Stop::Failure(reason) => Err(RunError::Failed(reason)),
-    }
+    running.end(stop)
+}
+
+/// Runs one WireGuard interface without underlays, whose peers come over the control socket, until it is told to end or
+/// somebody deletes the device. `listener` serves metrics, if there is one; `ready` is called once device and port exist.
+pub fn run_wireguard(
+    config: &Config,
+    listener: Option<TcpListener>,
+    ready: impl FnOnce(&Control, &[Arc<Interface>]) -> io::Result<()>,
+) -> Result<(), RunError> {
+    let mut control = Control::start().map_err(system("cannot start the control thread"))?;
+    raise_file_limit();
+    preflight::privileges(config)?;
+    let links = control.links().map_err(system("cannot list the interfaces"))?;
+    let mtus: Vec<u16> = config.tunnels.iter().map(|tunnel| tunnel.mtu.unwrap_or(WIREGUARD_MTU)).collect();
+    let mut gateway = Gateway::assemble(config, &links, &mtus)?;
+    let notice = StopNotice::default();
+    gateway.end_with_device(&notice);
+    let health = Arc::new(Health::default());
+    let running = gateway.start(&health, &notice)?;
+    ready(&control, &running.interfaces).map_err(system("cannot open the control socket"))?;
+    running.spawn_chores(&control);
+    let stop = match listener {
+        Some(listener) => control.serve(listener, running.metrics(), health, &notice),
+        None => control.wait(&notice),
+    };
+    running.end(stop)
 }
 
 /// Each tunnel has a descriptor per worker and each local address a pool of sockets: the usual soft limit of 1,024 is for
@@ -128,26 +160,38 @@ fn find_ready(control: &Control, config: &Config) -> Result<(Vec<Link>, Ready), 
 /// Everything made, nothing moving yet.
 struct Gateway {
     shared: Shared,
-    underlays: Vec<Underlay>,
+    underlays: Underlays,
     workers: Vec<Parts>,
+    orders: Vec<Orders>,
+    interfaces: Vec<Arc<Interface>>,
+    desk: Desk,
+    closing: Closing,
 }
 
 /// A gateway whose workers run.
 struct Running {
     shared: Shared,
-    underlays: Arc<Mutex<Vec<Underlay>>>,
+    underlays: Underlays,
     counters: Vec<Arc<Counters>>,
-    notices: Vec<QueueNotice>,
+    orders: Vec<Orders>,
+    interfaces: Vec<Arc<Interface>>,
+    handshake_counters: Option<Arc<Counters>>,
+    closing: Closing,
     stop: OwnedFd,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Gateway {
     fn assemble(config: &Config, links: &[Link], mtus: &[u16]) -> Result<Self, RunError> {
-        let table = Arc::new(config.forwarding_table(mtus));
+        let table = config.forwarding_table(mtus);
         let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
         let workers = counts.iter().copied().max().unwrap_or(1);
         let seed = RandomState::new().hash_one("netfwd");
+        let (desk, queue, closing) = Desk::new();
+        let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
+        let addresses = underlay_addresses(config, links);
+        let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
+        let table = Arc::new(with_ports(&table, &addresses, port_of));
         let (devices, offloads) = open_devices(config, &table, workers)?;
         let gro = gro_config(&config.gro, &offloads, seed);
         let endpoints = open_endpoints(config, links, &table, workers)?;
@@ -162,19 +206,43 @@ impl Gateway {
             queues.iter_mut().for_each(|queues| queues.push(sockets.next()));
             underlays.push(opened);
         }
-        let parts = queues.into_iter().zip(devices).zip(endpoints).map(|((queues, devices), endpoints)| Parts {
-            busy_poll: queues.iter().flatten().any(Queue::is_busy_polled),
-            queues,
-            endpoints,
-            devices,
-            sender: UdpSender::new(pools.clone()),
-            ingress: Ingress::new(&gro, VerifyPolicy::default()),
-            egress: Egress::new(seed),
-            counters: Arc::new(Counters::new(table.tunnels().len())),
-        });
+        let underlays = Arc::new(Mutex::new(underlays));
+        let (orders, inboxes) = order_channels(workers)?;
+        let steering = Arc::new(Steering::new(underlays.clone(), addresses, table.clone(), orders.clone()));
+        let (shares, interfaces) = serve(config, links, ports, &steering, workers)?;
+        let parts = queues.into_iter().zip(devices).zip(endpoints).zip(shares).zip(inboxes).map(
+            |((((queues, devices), endpoints), shares), orders)| Parts {
+                busy_poll: queues.iter().flatten().any(Queue::is_busy_polled),
+                queues,
+                endpoints,
+                devices,
+                sender: UdpSender::new(pools.clone()),
+                ingress: Ingress::new(&gro, VerifyPolicy::default()),
+                egress: Egress::new(seed),
+                wireguard: WireGuardPath::new(shares),
+                orders,
+                deletion: None,
+                counters: Arc::new(Counters::new(table.tunnels().len())),
+            },
+        );
         let workers = parts.collect();
         let fdbs = Arc::new(Fdbs::new(&table, seed));
-        Ok(Self { shared: Shared { table, fdbs, epoch: Instant::now() }, underlays, workers })
+        Ok(Self {
+            shared: Shared { table, fdbs, epoch: Instant::now() },
+            underlays,
+            workers,
+            orders,
+            interfaces,
+            desk,
+            closing,
+        })
+    }
+
+    /// A deleted device is the end from now on.
+    fn end_with_device(&mut self, notice: &StopNotice) {
+        for parts in &mut self.workers {
+            parts.deletion = Some(notice.clone());
+        }
     }
 
     fn start(self, health: &Health, notice: &StopNotice) -> Result<Running, RunError> {
@@ -182,17 +250,24 @@ impl Gateway {
         let counters = self.workers.iter().map(|parts| parts.counters.clone()).collect();
         let mut running = Running {
             shared: self.shared,
-            underlays: Arc::new(Mutex::new(self.underlays)),
+            underlays: self.underlays,
             counters,
-            notices: Vec::new(),
+            orders: self.orders,
+            interfaces: self.interfaces,
+            handshake_counters: None,
+            closing: self.closing,
             stop,
             threads: Vec::new(),
         };
+        if !running.interfaces.is_empty() {
+            let counters = Arc::new(Counters::new(running.shared.table.tunnels().len()));
+            running.handshake_counters = Some(counters.clone());
+            let thread = spawn_desk(self.desk, running.interfaces.clone(), counters, notice.clone());
+            running.threads.push(thread.map_err(system("cannot start the handshake thread"))?);
+        }
         let cpus = allowed_cpus();
         for (index, parts) in self.workers.into_iter().enumerate() {
-            let (tell, changes) = queue_change::channel().map_err(system("eventfd"))?;
-            running.notices.push(tell);
-            let worker = Worker::new(running.shared.clone(), parts, changes, &running.stop);
+            let worker = Worker::new(running.shared.clone(), parts, &running.stop);
             let worker = worker.map_err(system("cannot use epoll"))?;
             let heartbeat = health.add_worker(index.to_string());
             // From the last CPU on: the first ones serve most interrupts.
@@ -236,11 +311,27 @@ fn spawn(
     })
 }
 
+fn spawn_desk(
+    desk: Desk,
+    interfaces: Vec<Arc<Interface>>,
+    counters: Arc<Counters>,
+    notice: StopNotice,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("wireguard".to_owned()).spawn(move || {
+        if catch_unwind(AssertUnwindSafe(|| desk.run(&interfaces, &counters))).is_err() {
+            notice.fail("the handshake thread panicked".to_owned());
+        }
+    })
+}
+
 impl Running {
     fn metrics(&self) -> Metrics {
         let mut metrics = Metrics::new(&self.shared.table);
         for (index, counters) in self.counters.iter().enumerate() {
             metrics.add_worker(index.to_string(), counters.clone());
+        }
+        if let Some(counters) = &self.handshake_counters {
+            metrics.add_worker("wireguard".to_owned(), counters.clone());
         }
         let underlays = self.underlays.clone();
         metrics.add_source(move |scrape: &mut Scrape| {
@@ -269,7 +360,7 @@ impl Running {
                 fdbs.age(epoch.elapsed().as_secs() as u32);
             }
         });
-        control.runtime().spawn(reattach::watch(self.underlays.clone(), self.notices.clone()));
+        control.runtime().spawn(reattach::watch(self.underlays.clone(), self.orders.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {
                 // On a thread of its own: under a flood of drops a flush need not end, and signals must still be heard.
@@ -283,11 +374,22 @@ impl Running {
         }
     }
 
+    /// Ends in an orderly way, and says whether that was a good end.
+    fn end(self, stop: Stop) -> Result<(), RunError> {
+        info!("stopping: {stop}");
+        self.stop();
+        match stop {
+            Stop::Signal(_) | Stop::Deleted(_) => Ok(()),
+            Stop::Failure(reason) => Err(RunError::Failed(reason)),
+        }
+    }
+
     /// Stops taking packets, lets the workers finish what arrived, and gives everything back.
     fn stop(self) {
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             underlay.close();
         }
+        self.closing.close();
         // An eventfd of value 0 takes any 8-byte increment.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         let deadline = Instant::now() + STOP_WITHIN;
@@ -345,18 +447,17 @@ fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) 
 }
 
 fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
+    let Tunnel { kind, vni, local, port, mtu, remotes, .. } = tunnel;
+    let what = match kind {
+        TunnelKind::WireGuard if local.is_unspecified() => format!("on every address, port {port}, MTU {mtu}"),
+        TunnelKind::WireGuard => format!("on {local} port {port}, MTU {mtu}"),
+        TunnelKind::Vxlan | TunnelKind::VxlanGpe => {
+            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {} remotes", remotes.len())
+        }
+    };
     let offloads = device.offloads();
-    format!(
-        "{} VNI {} on {} port {}, MTU {}, {} remotes, UDP superframes: {} segments written, {}",
-        tunnel.kind.as_str(),
-        tunnel.vni,
-        tunnel.local,
-        tunnel.port,
-        tunnel.mtu,
-        tunnel.remotes.len(),
-        offloads.write.udp_segments,
-        if offloads.read_udp { "read" } else { "none read" },
-    )
+    let read = if offloads.read_udp { "read" } else { "none read" };
+    format!("{} {what}, UDP superframes: {} segments written, {read}", kind.as_str(), offloads.write.udp_segments)
 }
 
 /// A socket per tunnel address and port and worker, by worker.
@@ -368,7 +469,7 @@ fn open_endpoints(
 ) -> Result<Vec<Vec<Endpoint>>, RunError> {
     let mut by_worker: Vec<Vec<Endpoint>> = (0..workers).map(|_| Vec::new()).collect();
     let mut seen: Vec<SocketAddr> = Vec::new();
-    for tunnel in table.tunnels() {
+    for tunnel in in_the_clear(table) {
         let address = SocketAddr::new(tunnel.local, tunnel.port);
         if seen.contains(&address) {
             continue;
@@ -387,17 +488,53 @@ fn open_endpoints(
     Ok(by_worker)
 }
 
-/// The policy of the underlay that has this address; an address of another interface gets the default.
+/// The tunnels whose packets are not sealed.
+fn in_the_clear(table: &ForwardingTable) -> impl Iterator<Item = &Tunnel> {
+    table.tunnels().iter().filter(|tunnel| tunnel.kind != TunnelKind::WireGuard)
+}
+
+/// The addresses of all underlays.
+fn underlay_addresses(config: &Config, links: &[Link]) -> Vec<IpAddr> {
+    let is_underlay = |link: &&Link| config.underlays.iter().any(|underlay| underlay.interface == link.name);
+    links.iter().filter(is_underlay).flat_map(|link| link.addresses.iter().copied()).collect()
+}
+
+/// A way to tell each worker something.
+fn order_channels(workers: usize) -> Result<(Vec<Orders>, Vec<OrderInbox>), RunError> {
+    let channels: io::Result<Vec<_>> = (0..workers).map(|_| order::channel()).collect();
+    Ok(channels.map_err(system("eventfd"))?.into_iter().unzip())
+}
+
+/// The WireGuard interfaces, and what each worker has of them.
+fn serve(
+    config: &Config,
+    links: &[Link],
+    ports: Vec<Bound>,
+    steering: &Arc<Steering>,
+    workers: usize,
+) -> Result<(Vec<Vec<Share>>, Vec<Arc<Interface>>), RunError> {
+    let mut shares: Vec<Vec<Share>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut interfaces = Vec::new();
+    for bound in ports {
+        let verify = verify_policy(config, links, bound.local());
+        interfaces.push(Arc::new(bound.serve(steering, &mut shares, verify)?));
+    }
+    Ok((shares, interfaces))
+}
+
+/// The policy of the underlay that has this address, of the first one for every address; an address of another interface
+/// gets the default.
 fn verify_policy(config: &Config, links: &[Link], local: IpAddr) -> VerifyPolicy {
-    let has_address =
-        |interface: &str| links.iter().any(|link| link.name == interface && link.addresses.contains(&local));
+    let has_address = |interface: &str| {
+        local.is_unspecified() || links.iter().any(|link| link.name == interface && link.addresses.contains(&local))
+    };
     let underlay = config.underlays.iter().find(|underlay| has_address(&underlay.interface));
     underlay.map(underlay::verify_policy).unwrap_or_default()
 }
 
-/// A pool of send sockets per local address.
+/// A pool of send sockets per local address; WireGuard sends from its own port.
 fn open_pools(table: &ForwardingTable) -> Result<Vec<Arc<SendPool>>, RunError> {
-    let mut locals: Vec<IpAddr> = table.tunnels().iter().map(|tunnel| tunnel.local).collect();
+    let mut locals: Vec<IpAddr> = in_the_clear(table).map(|tunnel| tunnel.local).collect();
     locals.sort_unstable();
     locals.dedup();
     Ok(locals.into_iter().map(|local| SendPool::open(local, SOURCE_PORTS).map(Arc::new)).collect::<Result<_, _>>()?)

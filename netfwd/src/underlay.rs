@@ -11,6 +11,7 @@
 //! and hang on the new interface as soon as there is one (`reattach.rs` looks after that).
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -103,7 +104,8 @@ pub fn queue_count(config: &config::Underlay) -> Result<usize, UnderlayError> {
 /// XDP passes those to the kernel, and AF_XDP would carry the shorter ones of the same flow past them.
 fn oversized<'t>(link: &Link, table: &'t ForwardingTable) -> Option<&'t Tunnel> {
     let longest = |tunnel: &Tunnel| usize::from(tunnel.mtu) + usize::from(overhead(tunnel.kind, tunnel.local));
-    let mut here = table.tunnels().iter().filter(|tunnel| link.addresses.contains(&tunnel.local));
+    let is_here = |local: &IpAddr| local.is_unspecified() || link.addresses.contains(local);
+    let mut here = table.tunnels().iter().filter(|tunnel| is_here(&tunnel.local));
     here.find(|tunnel| ChunkSize::for_mtu(longest(tunnel), 0).is_none())
 }
 
@@ -229,6 +231,15 @@ impl Underlay {
         let zero_copy = self.sockets.iter().filter(|socket| socket.mode == xsk::Mode::ZeroCopy.as_str()).count();
         let queues = self.sockets.len();
         format!("XDP {mode}, {queues} queues, {zero_copy} of them zero-copy")
+    }
+
+    /// Steers by another table from now on.
+    pub fn update_table(&mut self, table: &ForwardingTable) {
+        if let Some(program) = &mut self.program
+            && let Err(error) = program.update_table(table)
+        {
+            tracing::warn!("underlay {}: a new port takes the kernel's sockets: {error}", self.config.interface);
+        }
     }
 
     /// Detaches XDP: from here on packets reach the kernel's sockets.

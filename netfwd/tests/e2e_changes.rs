@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use e2e::packets::{bound, received};
 use e2e::{FAMILIES, Rig, equal, mixed};
-use rustix::process::Signal;
 use xtask::lab::{Family, Options, Tunnel};
 use xtask::machine::wait_until;
 
@@ -143,11 +142,11 @@ fn an_underlay_that_visits_another_namespace_gets_its_sockets_back() {
 fn an_underlay_that_comes_back_and_refuses_xdp_is_used_through_the_kernels_sockets_until_it_takes_it() {
     let Some(rig) = Rig::start(Options { queues: 2, ..Options::default() }) else { return };
     let receive_queues = |count| rig.lab.gateway.exec(&format!("ethtool -L under0 rx {count}")).expect("queues");
-    rig.netfwd.signal(Signal::STOP).expect("stopped");
+    rig.pause();
     rig.lab.delete_underlay().expect("deleted");
     rig.lab.restore_underlay().expect("restored");
     receive_queues(1);
-    rig.netfwd.signal(Signal::CONT).expect("goes on");
+    rig.resume();
     await_mode(&rig, "off", 2.0);
     rig.a_little_of_everything();
     let log = rig.netfwd.log();

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod preflight;
 pub mod running;
 mod signals;
+pub mod uapi;
 
 use health::Health;
 use links::{Link, Netlink};
@@ -51,6 +52,11 @@ impl Control {
     /// The machine's interfaces with their addresses.
     pub fn links(&self) -> io::Result<Vec<Link>> {
         self.runtime.block_on(async { Netlink::open()?.links_with_addresses().await })
+    }
+
+    /// Waits for a signal or a notice, without serving anything.
+    pub fn wait(&mut self, notice: &StopNotice) -> Stop {
+        self.runtime.block_on(self.signals.stop(notice))
     }
 
     /// Serves metrics and health until a signal or a notice comes. An endpoint that fails is a failure too.

@@ -11,6 +11,8 @@ use tokio::sync::Notify;
 pub enum Stop {
     /// SIGINT or SIGTERM: a good end.
     Signal(&'static str),
+    /// The one device was deleted, which is how `wg-quick` and `ip` end it: a good end too.
+    Deleted(String),
     /// Something failed.
     Failure(String),
 }
@@ -19,6 +21,7 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(name) => f.write_str(name),
+            Self::Deleted(device) => write!(f, "{device} was deleted"),
             Self::Failure(reason) => f.write_str(reason),
         }
     }
@@ -26,13 +29,22 @@ impl fmt::Display for Stop {
 
 /// Lets any thread end the daemon; the first reason counts.
 #[derive(Clone, Debug, Default)]
-pub struct StopNotice(Arc<(Mutex<Option<String>>, Notify)>);
+pub struct StopNotice(Arc<(Mutex<Option<Stop>>, Notify)>);
 
 impl StopNotice {
     /// Ends the daemon because of `reason`.
     pub fn fail(&self, reason: impl Into<String>) {
+        self.end(Stop::Failure(reason.into()));
+    }
+
+    /// Ends the daemon because its device is gone.
+    pub fn deleted(&self, device: impl Into<String>) {
+        self.end(Stop::Deleted(device.into()));
+    }
+
+    fn end(&self, stop: Stop) {
         let (first, notify) = &*self.0;
-        first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.into());
+        first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(stop);
         // Leaves a permit, so a notice before anyone waits is not lost.
         notify.notify_one();
     }
@@ -41,8 +53,8 @@ impl StopNotice {
         let (first, notify) = &*self.0;
         loop {
             notify.notified().await;
-            if let Some(reason) = first.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-                return Stop::Failure(reason);
+            if let Some(stop) = first.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+                return stop;
             }
         }
     }

@@ -14,7 +14,7 @@
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::gather::MAX_SLICES;
 use super::socket::{self, SocketError, SocketName};
@@ -32,20 +32,27 @@ pub struct ListenPort {
     pub number: u16,
     /// One for each worker.
     pub workers: Vec<PortSockets>,
-    /// For whoever else sends from this port.
-    pub sender: PortSender,
+    lease: Weak<()>,
 }
 
 /// One worker's sockets on a port.
 #[derive(Debug)]
 pub struct PortSockets {
+    /// The port's number.
+    pub number: u16,
     /// One per family.
     pub receivers: Vec<ReceiveSocket>,
     /// The way out, by the same sockets.
     pub sender: PortSender,
+    _lease: Arc<()>,
 }
 
 impl ListenPort {
+    /// Something that lives as long as a worker has its sockets.
+    pub fn lease(&self) -> Weak<()> {
+        self.lease.clone()
+    }
+
     /// Binds `port` on `local`, or on every address of both families if that is unspecified.
     pub fn bind(local: IpAddr, port: u16, fwmark: u32, workers: usize) -> Result<Self, SocketError> {
         let mut tries = TRIES;
@@ -82,21 +89,21 @@ impl ListenPort {
         workers: usize,
         fwmark: u32,
     ) -> io::Result<Self> {
-        let mut sockets: Vec<_> =
-            (0..workers).map(|_| PortSockets { receivers: Vec::new(), sender: PortSender::default() }).collect();
+        let lease = Arc::new(());
+        let own =
+            || PortSockets { number, receivers: Vec::new(), sender: PortSender::default(), _lease: lease.clone() };
+        let mut sockets: Vec<_> = (0..workers).map(|_| own()).collect();
         for (segmentation, group) in groups {
             for (owner, socket) in sockets.iter_mut().zip(group) {
                 owner.sender.add(&socket, segmentation.clone())?;
                 owner.receivers.push(socket);
             }
         }
-        let port = Self {
-            number,
-            sender: sockets.first().map(|own| own.sender.clone()).unwrap_or_default(),
-            workers: sockets,
-        };
-        port.workers.iter().try_for_each(|own| own.sender.set_mark(fwmark))?;
-        Ok(port)
+        // Marks need privileges that ports do not.
+        if fwmark != 0 {
+            sockets.iter().try_for_each(|own| own.sender.set_mark(fwmark))?;
+        }
+        Ok(Self { number, workers: sockets, lease: Arc::downgrade(&lease) })
     }
 }
 
@@ -223,14 +230,17 @@ mod tests {
             let mut there = ListenPort::bind(ANY, 0, 0, 1).expect("a port");
             let (one, other): (IpAddr, IpAddr) = (one.parse().unwrap(), other.parse().unwrap());
             let slices = [IoSlice::new(b"abcde")];
-            here.sender.send(&transmit(one, SocketAddr::new(other, there.number), &slices)).expect("sent");
+            here.workers[0].sender.send(&transmit(one, SocketAddr::new(other, there.number), &slices)).expect("sent");
             let mut buffers = ReceiveBuffers::new();
             let family = usize::from(one.is_ipv6());
             let batch = there.workers[0].receivers[family].receive(&mut buffers).expect("received");
             let heard: Vec<_> = batch.map(|got| (got.payload.len(), got.remote, got.destination, got.tos)).collect();
             assert_eq!(heard, [(3, one, Some(other), 2), (2, one, Some(other), 2)]);
             assert_eq!(there.workers[0].receivers[family].local().unwrap().port(), there.number);
-            there.sender.send(&transmit(other, SocketAddr::new(one, here.number), &slices)).expect("sent back");
+            there.workers[0]
+                .sender
+                .send(&transmit(other, SocketAddr::new(one, here.number), &slices))
+                .expect("sent back");
             let batch = here.workers[0].receivers[family].receive(&mut buffers).expect("received");
             assert_eq!(batch.map(|got| got.remote).collect::<Vec<_>>(), [other, other]);
         }
@@ -242,7 +252,7 @@ mod tests {
         let mut there = ListenPort::bind(ANY, 0, 0, 1).expect("a port");
         let slices = [IoSlice::new(b"abcde")];
         let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), there.number);
-        here.sender.send(&transmit("192.0.2.77".parse().unwrap(), to, &slices)).expect("sent all the same");
+        here.workers[0].sender.send(&transmit("192.0.2.77".parse().unwrap(), to, &slices)).expect("sent all the same");
         let mut buffers = ReceiveBuffers::new();
         let batch = there.workers[0].receivers[0].receive(&mut buffers).expect("received");
         assert_eq!(batch.map(|got| got.remote).collect::<Vec<_>>(), [IpAddr::from(Ipv4Addr::LOCALHOST); 2]);

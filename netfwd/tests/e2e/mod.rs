@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use xtask::lab::{
     Config, Family, LAN, Lab, Metrics, Namespace, Netfwd, Options, Sample, TunnelKind, UNDERLAY, root_or_skip,
 };
@@ -29,6 +30,8 @@ pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const PATIENCE: Duration = Duration::from_secs(3);
 /// A rate that the unoptimized daemon follows without loss on a busy machine, in Gbit/s.
 const RATE: f64 = 0.15;
+/// How many times slower an emulated machine is; set by `cargo xtask vm`.
+const SLOWNESS: &str = "NETFWD_SLOWNESS";
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -155,6 +158,17 @@ impl Rig {
         assert_eq!(sums.0, sums.1, "sum(gro_flush_total) and sum(gro_output_frames_total)");
     }
 
+    /// Stops the daemon where it is, on every thread.
+    pub fn pause(&self) {
+        self.netfwd.signal(Signal::STOP).expect("a stopped daemon");
+        assert!(wait_until(PATIENCE, || is_stopped(self.netfwd.id())), "SIGSTOP takes effect on every thread");
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.netfwd.signal(Signal::CONT).expect("a running daemon");
+    }
+
     /// Ends the daemon in the ordinary way.
     pub fn stop(mut self) {
         let status = self.netfwd.stop().expect("an end within the time promised");
@@ -223,6 +237,13 @@ impl Growth {
     }
 }
 
+/// Are all its threads stopped (proc_pid_stat(5), third field)?
+fn is_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    threads.flatten().all(|thread| stat(thread).rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+}
+
 /// Waits until no other test of this program has a lab.
 pub fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -236,6 +257,11 @@ fn early_segments(namespace: &Namespace) -> u64 {
     let mut counters = names.split_whitespace().zip(values.split_whitespace());
     let (_, value) = counters.find(|(name, _)| *name == "TCPOFOQueue").expect("TCPOFOQueue");
     value.parse().expect("a number")
+}
+
+/// 1 on real hardware.
+pub fn slowness() -> f64 {
+    std::env::var(SLOWNESS).map_or(1.0, |text| text.parse().expect("a number"))
 }
 
 /// Payloads that fit every tunnel's MTU at underlay MTU 1500.
@@ -260,7 +286,7 @@ pub fn tcp_intact(from: &Namespace, to: &Namespace, address: IpAddr, flows: u32,
 pub fn udp_faithful(from: &Namespace, to: &Namespace, address: IpAddr, sizes: udp::Sizes, datagrams: u64) {
     // Datagrams that wait for a neighbour's address are lost, or overtaken, in the sender's own kernel.
     from.exec(&format!("ping -c 1 -W 5 {address}")).expect("an answer");
-    let load = udp::Load::of_datagrams(sizes, datagrams, RATE);
+    let load = udp::Load::of_datagrams(sizes, datagrams, RATE / slowness());
     let report = udp::run(from, to, address, &load);
     let report = report.unwrap_or_else(|error| panic!("UDP to {address}: {error:#}"));
     assert!(report.faithful() && report.lost() == 0, "UDP {:?} to {address}: {report:?}", load.sizes);

@@ -20,6 +20,8 @@ use super::plan::{MODULES_FILE, Message, Outcome, PLAN_FILE, Plan, Step};
 
 /// The serial port that the host reads.
 const PORT: &str = "/dev/ttyS1";
+/// How many times slower than a machine of its own the end-to-end tests may take this one to be.
+const SLOWNESS: &str = "8";
 const MOUNTS: [[&str; 3]; 4] =
     [["devtmpfs", "dev", "/dev"], ["proc", "proc", "/proc"], ["sysfs", "sys", "/sys"], ["tmpfs", "run", "/run"]];
 
@@ -60,6 +62,7 @@ fn run_plan(port: &mut File) -> Result<()> {
     for module in fs::read_to_string(MODULES_FILE)?.lines() {
         busybox(&["insmod", module])?;
     }
+    output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
     say(port, &Message::Booted { release, seconds: uptime()? })?;
     for step in &plan.steps {
@@ -87,7 +90,8 @@ fn uptime() -> Result<f64> {
 fn perform(step: &Step, port: &File) -> Result<Outcome> {
     let mut command = Command::new(&step.program);
     command.args(&step.arguments).stdout(port.try_clone()?).stderr(port.try_clone()?).process_group(0);
-    command.env_clear().env("PATH", SEARCH_PATH).env("HOME", "/root").env("RUST_BACKTRACE", "1").current_dir("/root");
+    command.env_clear().env("PATH", SEARCH_PATH).env("HOME", "/root").current_dir("/root");
+    command.env("NETFWD_SLOWNESS", SLOWNESS);
     let child = command.spawn().with_context(|| format!("cannot start {}", step.program.display()))?;
     let pid = Pid::from_child(&child);
     let deadline = Instant::now() + Duration::from_secs(step.seconds);

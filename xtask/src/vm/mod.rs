@@ -67,6 +67,9 @@ enum Task {
         /// Seconds it may take
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// More programs for the image, which have the same path there as here
+        #[arg(long)]
+        with: Vec<PathBuf>,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
     },
@@ -77,9 +80,10 @@ pub fn perform(arguments: Arguments) -> Result<()> {
     let kernels = if kernels.is_empty() { &KERNELS[..] } else { &kernels[..] };
     match arguments.task {
         Task::Test { names } => test(kernels, &names).map(|totals| println!("── {} passed", totals.passed)),
-        Task::Run { seconds, command } => {
+        Task::Run { seconds, with, command } => {
             setup()?;
-            kernels.iter().try_for_each(|series| run_plan(series, &command_plan(&command, seconds)?).map(drop))
+            let plan = command_plan(&command, with, seconds)?;
+            kernels.iter().try_for_each(|series| run_plan(series, &plan).map(drop))
         }
     }
 }
@@ -87,11 +91,11 @@ pub fn perform(arguments: Arguments) -> Result<()> {
 /// Builds the tests and runs them on each of these kernels.
 pub fn test(kernels: &[&str], names: &[String]) -> Result<Totals> {
     setup()?;
-    let programs = selection::build()?;
+    let plan = selection::plan(&selection::build()?, names)?;
     let mut totals = Totals::default();
     let mut faults = Vec::new();
     for series in kernels {
-        match run_plan(series, &selection::plan(&programs, series, names)?) {
+        match run_plan(series, &plan) {
             Ok(more) => totals.add(&more),
             Err(error) => faults.push(format!("{error:#}")),
         }
@@ -106,17 +110,14 @@ fn setup() -> Result<()> {
     setup::ensure_programs(&PROGRAMS, "emulator and programs of the virtual machine with other kernels")
 }
 
-fn command_plan(command: &[String], seconds: u64) -> Result<Plan> {
+fn command_plan(command: &[String], mut programs: Vec<PathBuf>, seconds: u64) -> Result<Plan> {
     let (program, arguments) = command.split_first().context("no command")?;
-    let path = PathBuf::from(program);
-    let step = Step {
-        name: command.join(" "),
-        program: path.clone(),
-        arguments: arguments.to_vec(),
-        tests: Tests::None,
-        seconds,
-    };
-    Ok(Plan { programs: path.is_absolute().then_some(path).into_iter().collect(), steps: vec![step] })
+    let (name, arguments) = (command.join(" "), arguments.to_vec());
+    let program = PathBuf::from(program);
+    if program.is_absolute() {
+        programs.push(program.clone());
+    }
+    Ok(Plan { programs, steps: vec![Step { name, program, arguments, tests: Tests::None, seconds }] })
 }
 
 /// Boots that kernel with that plan and passes on what the guest prints.

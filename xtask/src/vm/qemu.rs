@@ -21,6 +21,10 @@ const CPU: &str = "max,la57=off";
 /// Enough for the archive twice, the workers' buffers and two kernels' worth of sockets.
 const MEMORY: &str = "2048";
 
+/// A panic ends the machine at once, and what only costs time under emulation is off.
+const PARAMETERS: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic \
+    nokaslr mitigations=off init_on_alloc=0 apparmor=0 audit=0";
+
 /// A running machine.
 pub struct Machine {
     child: Child,
@@ -44,9 +48,7 @@ impl Machine {
     pub fn boot(kernel: &Kernel, image: &Path, directory: &Path, bound: Duration) -> Result<Self> {
         let console = directory.join("console.log");
         let mut command = Command::new("qemu-system-x86_64");
-        // Ends where a machine would start again: after a panic at once.
-        let words = "console=ttyS0 panic=-1 oops=panic mitigations=off nokaslr loglevel=5";
-        let line = format!("{words} rdinit={GUEST_PROGRAM} -- vm-guest");
+        let line = format!("{PARAMETERS} rdinit={GUEST_PROGRAM} -- vm-guest");
         command
             .args(["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", MEMORY])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])

@@ -12,14 +12,20 @@
 //! egress    packet, superframe ─▶ Sealer ─▶ Outgoing
 //! ```
 
+mod allowed_ips;
 pub mod device;
 pub mod handshake;
+mod identity;
 pub mod key;
 pub mod open;
 pub mod path;
+mod peer;
 pub mod queue;
+mod runs;
 pub mod seal;
+mod sessions;
 pub mod settings;
+mod staged;
 pub mod stats;
 
 pub use device::{Device, PeerCounts};
@@ -31,3 +37,6 @@ pub use queue::{Message, QueueReceiver, QueueSender, queue};
 pub use seal::{Content, Inner, Sealed, Sealer};
 pub use settings::{AllowedIpUpdate, DeviceStatus, DeviceUpdate, PeerStatus, PeerUpdate};
 pub use stats::{HandshakeResult, Role, Stats};
+
+#[cfg(test)]
+mod tests;
