@@ -1,11 +1,15 @@
 //! `netfwd check`: what the configuration makes of this machine, in one line per tunnel and underlay.
+//!
+//! It is mostly asked about a new configuration while the gateway runs with the old one, so what a running netfwd holds is a
+//! note and no fault: it will have let go before the next start. What two of them hold, or anybody else, is a fault.
 
 use std::fmt::Write;
 
 use crate::config::{Config, Protocol, Queues, Tunnel, Underlay, XdpMode, ZeroCopy};
 use crate::control::Control;
 use crate::control::links::Link;
-use crate::control::preflight::{self, Problems, Ready};
+use crate::control::preflight::{self, Findings, Problem, Problems};
+use crate::control::running::{Held, Running};
 
 /// Why a configuration cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -21,8 +25,12 @@ pub enum CheckError {
 /// Checks everything that needs no privileges; the summary to print.
 pub fn check(config: &Config) -> Result<String, CheckError> {
     let links = Control::start().and_then(|control| control.links()).map_err(CheckError::Interfaces)?;
-    let ready = preflight::check(config, &links)?;
-    let mut summary = summary(config, &links, &ready);
+    let Findings { mtus, mut problems, .. } = preflight::examine(config, &links);
+    let note = excuse(&mut problems);
+    if !problems.is_empty() {
+        return Err(Problems(problems).into());
+    }
+    let mut summary = summary(config, &links, &mtus) + &note.unwrap_or_default();
     if let Err(problems) = preflight::privileges(config) {
         for problem in problems.0 {
             // Writing to a String cannot fail.
@@ -32,9 +40,23 @@ pub fn check(config: &Config) -> Result<String, CheckError> {
     Ok(summary)
 }
 
-fn summary(config: &Config, links: &[Link], ready: &Ready) -> String {
+/// Takes the problems away that are one running netfwd's doing; the line that says so.
+fn excuse(problems: &mut Vec<Problem>) -> Option<String> {
+    if problems.iter().all(|problem| problem.held().is_none()) {
+        return None;
+    }
+    let holds = |netfwd: &Running, problem: &Problem| problem.held().is_some_and(|held| netfwd.holds(&held));
+    let running = Running::all();
+    let netfwd = running.iter().find(|netfwd| problems.iter().any(|problem| holds(netfwd, problem)))?;
+    let excused: Vec<_> = problems.extract_if(.., |problem| holds(netfwd, problem)).collect();
+    let held: Vec<_> = excused.iter().filter_map(Problem::held).map(|held: Held| held.to_string()).collect();
+    let (pid, held) = (netfwd.pid, held.join(", "));
+    Some(format!("note: netfwd runs here already (process {pid}) and has {held}: it must end before another starts\n"))
+}
+
+fn summary(config: &Config, links: &[Link], mtus: &[u16]) -> String {
     let mut lines: Vec<_> = config.underlays.iter().map(|underlay| underlay_line(underlay, links)).collect();
-    lines.extend(config.tunnels.iter().zip(&ready.mtus).map(|(tunnel, &mtu)| tunnel_line(tunnel, mtu)));
+    lines.extend(config.tunnels.iter().zip(mtus).map(|(tunnel, &mtu)| tunnel_line(tunnel, mtu)));
     lines.push(format!("metrics http://{}/metrics\n", config.metrics.listen));
     lines.join("\n")
 }

@@ -12,6 +12,7 @@ pub mod ebpf;
 pub mod io;
 pub mod order;
 pub mod published;
+pub mod reattach;
 pub mod run;
 pub mod underlay;
 pub mod wg;

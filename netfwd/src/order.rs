@@ -1,4 +1,4 @@
-//! What the control side tells a running worker: here are other sockets, here is another table.
+//! What the control side tells a running worker: here are other sockets, here is another table, that queue is gone.
 //!
 //! Only a worker touches its own sockets, and it sleeps in epoll. So an order reaches it by a bounded channel, and an eventfd
 //! among what its epoll watches says when to look: nothing is asked per batch, let alone per packet.
@@ -13,12 +13,12 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::table::ForwardingTable;
 use crate::io::listen_port::PortSockets;
+use crate::worker::Queue;
 
 /// Orders that may wait for one worker; it takes them between two batches.
 const ROOM: usize = 64;
 
 /// Something that changes while packets flow.
-#[derive(Debug)]
 pub enum Order {
     /// A tunnel listens on, and sends from, these sockets from now on.
     Port {
@@ -29,17 +29,28 @@ pub enum Order {
     },
     /// Packets are matched by this table from now on.
     Table(Arc<ForwardingTable>),
+    /// An underlay's interface is gone, and its AF_XDP socket gets nothing any more.
+    QueueLost {
+        /// Index of the underlay.
+        underlay: usize,
+    },
+    /// The interface is back, and this queue gets its packets from now on.
+    QueueAttached {
+        /// Index of the underlay.
+        underlay: usize,
+        /// The new socket.
+        queue: Box<Queue>,
+    },
 }
 
 /// The control side's end.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Orders {
     orders: SyncSender<Order>,
     bell: Arc<OwnedFd>,
 }
 
 /// The worker's end.
-#[derive(Debug)]
 pub struct OrderInbox {
     orders: Receiver<Order>,
     bell: Arc<OwnedFd>,

@@ -41,6 +41,7 @@ use crate::io::tun_probe::WriteOffloads;
 use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
 use crate::io::udp_send::{SendPool, UdpSender};
 use crate::order::{self, OrderInbox, Orders};
+use crate::reattach;
 use crate::underlay::{self, Underlay, UnderlayError};
 use crate::wireguard::desk::{Closing, Desk};
 use crate::wireguard::path::{Share, WireGuardPath};
@@ -200,6 +201,7 @@ struct Gateway {
     shared: Shared,
     underlays: Underlays,
     workers: Vec<Parts>,
+    orders: Vec<Orders>,
     interfaces: Vec<Arc<Interface>>,
     desk: Desk,
     closing: Closing,
@@ -210,6 +212,7 @@ struct Running {
     shared: Shared,
     underlays: Underlays,
     counters: Vec<Arc<Counters>>,
+    orders: Vec<Orders>,
     interfaces: Vec<Arc<Interface>>,
     handshake_counters: Option<Arc<Counters>>,
     closing: Closing,
@@ -223,29 +226,32 @@ impl Gateway {
         let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
         let workers = counts.iter().copied().max().unwrap_or(1);
         let seed = RandomState::new().hash_one("netfwd");
+        let (devices, offloads) = open_devices(config, &table, workers)?;
+        let gro = gro_config(&config.gro, &offloads, seed);
         let (desk, queue, closing) = Desk::new();
         let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
         let addresses = underlay_addresses(config, links);
         let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
         let table = Arc::new(with_ports(&table, &addresses, port_of));
-        let (devices, offloads) = open_devices(config, &table, workers)?;
-        let gro = gro_config(&config.gro, &offloads, seed);
         let endpoints = open_endpoints(config, links, &table, workers)?;
         let pools = open_pools(&table)?;
-        let mut queues: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut queues: Vec<Vec<Option<Queue>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut underlays = Vec::new();
         for (underlay, count) in config.underlays.iter().zip(counts) {
             // Preflight has seen the interface.
             let Some(link) = links.iter().find(|link| link.name == underlay.interface) else { continue };
-            underlays.push(Underlay::open(underlay, link, &table, &mut queues[..count])?);
+            let (opened, sockets) = Underlay::open(underlay, link, &table, count)?;
+            let mut sockets = sockets.into_iter();
+            queues.iter_mut().for_each(|queues| queues.push(sockets.next()));
+            underlays.push(opened);
         }
         let underlays = Arc::new(Mutex::new(underlays));
         let (orders, inboxes) = order_channels(workers)?;
-        let steering = Arc::new(Steering::new(underlays.clone(), addresses, table.clone(), orders));
+        let steering = Arc::new(Steering::new(underlays.clone(), addresses, table.clone(), orders.clone()));
         let (shares, interfaces) = serve(config, links, ports, &steering, workers)?;
         let parts = queues.into_iter().zip(devices).zip(endpoints).zip(shares).zip(inboxes).map(
             |((((queues, devices), endpoints), shares), orders)| Parts {
-                busy_poll: queues.iter().any(Queue::is_busy_polled),
+                busy_poll: queues.iter().flatten().any(Queue::is_busy_polled),
                 queues,
                 endpoints,
                 devices,
@@ -264,6 +270,7 @@ impl Gateway {
             shared: Shared { table, fdbs, epoch: Instant::now() },
             underlays,
             workers,
+            orders,
             interfaces,
             desk,
             closing,
@@ -284,6 +291,7 @@ impl Gateway {
             shared: self.shared,
             underlays: self.underlays,
             counters,
+            orders: self.orders,
             interfaces: self.interfaces,
             handshake_counters: None,
             closing: self.closing,
@@ -298,8 +306,8 @@ impl Gateway {
         }
         let cpus = allowed_cpus();
         for (index, parts) in self.workers.into_iter().enumerate() {
-            let worker =
-                Worker::new(running.shared.clone(), parts, &running.stop).map_err(system("cannot use epoll"))?;
+            let worker = Worker::new(running.shared.clone(), parts, &running.stop);
+            let worker = worker.map_err(system("cannot use epoll"))?;
             let heartbeat = health.add_worker(index.to_string());
             // From the last CPU on: the first ones serve most interrupts.
             let cpu = cpus.iter().rev().cycle().nth(index).copied();
@@ -399,6 +407,7 @@ impl Running {
                 fdbs.age(epoch.elapsed().as_secs() as u32);
             }
         });
+        control.runtime().spawn(reattach::watch(self.underlays.clone(), self.orders.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {
                 // On a thread of its own: under a flood of drops a flush need not end, and signals must still be heard.

@@ -23,6 +23,7 @@ use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::{Counters, Direction};
 use crate::datapath::table::{ForwardingTable, VerifyPolicy, address_bytes};
 use crate::datapath::tunnel::decap::SocketOrigin;
+use crate::io::listen_port::PortSockets;
 use crate::io::tun::{READ_LEN, TunQueues};
 use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
 use crate::io::udp_send::UdpSender;
@@ -89,8 +90,8 @@ pub struct Shared {
 
 /// What one worker owns.
 pub struct Parts {
-    /// One per underlay with XDP.
-    pub queues: Vec<Queue>,
+    /// By underlay; `None` where the kernel's sockets receive alone.
+    pub queues: Vec<Option<Queue>>,
     /// One per tunnel address and port.
     pub endpoints: Vec<Endpoint>,
     /// One per tunnel.
@@ -163,10 +164,13 @@ impl Worker {
     /// Watches everything in `parts`, and `stop`, whose readability ends [`Self::run`].
     pub fn new(shared: Shared, parts: Parts, stop: &OwnedFd) -> io::Result<Self> {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let worker = Self { shared, parts, poll, buffers: ReceiveBuffers::new(), frame: vec![0; READ_LEN].into() };
+        let (buffers, frame) = (ReceiveBuffers::new(), vec![0; READ_LEN].into());
+        let worker = Self { shared, parts, poll, buffers, frame };
         worker.watch(stop, Ready::Stop)?;
         for (index, queue) in worker.parts.queues.iter().enumerate() {
-            worker.watch(&queue.socket, Ready::Queue(index))?;
+            if let Some(queue) = queue {
+                worker.watch(&queue.socket, Ready::Queue(index))?;
+            }
         }
         for (index, endpoint) in worker.parts.endpoints.iter().enumerate() {
             worker.watch(&endpoint.socket, Ready::Endpoint(index))?;
@@ -191,7 +195,7 @@ impl Worker {
         let mut events = Vec::with_capacity(64);
         loop {
             heartbeat.beat(Instant::now());
-            for queue in &self.parts.queues {
+            for queue in self.parts.queues.iter().flatten() {
                 queue.socket.wake_if_needed();
             }
             let timeout = if self.parts.busy_poll { &NO_WAIT } else { &IDLE };
@@ -208,7 +212,7 @@ impl Worker {
             for event in &events {
                 match Ready::from_token(event.data.u64()) {
                     Ready::Stop => return self.drain(),
-                    Ready::Orders => self.take_orders()?,
+                    Ready::Orders => self.take_orders(started)?,
                     ready => self.serve(ready, started),
                 }
             }
@@ -229,23 +233,48 @@ impl Worker {
         }
     }
 
-    /// Seldom: a port changed.
-    fn take_orders(&mut self) -> io::Result<()> {
+    /// Seldom: a port changed, an underlay was deleted or is back.
+    fn take_orders(&mut self, now: Instant) -> io::Result<()> {
         self.parts.orders.silence();
         while let Some(order) = self.parts.orders.next() {
             match order {
                 Order::Table(table) => self.shared.table = table,
-                Order::Port { tunnel, sockets } => {
-                    // By hand: epoll watches a socket as long as anyone has a descriptor of it.
-                    for (_, socket) in self.parts.wireguard.receivers_of(tunnel) {
-                        let _ = epoll::delete(&self.poll, socket);
-                    }
-                    self.parts.wireguard.change_port(tunnel, sockets);
-                    for (index, socket) in self.parts.wireguard.receivers_of(tunnel) {
-                        self.watch(socket, Ready::Port(index))?;
-                    }
+                Order::Port { tunnel, sockets } => self.change_port(tunnel, sockets)?,
+                Order::QueueLost { underlay } => self.drop_queue(underlay, now),
+                Order::QueueAttached { underlay, queue } => {
+                    self.drop_queue(underlay, now);
+                    self.take_queue(underlay, *queue)?;
                 }
             }
+        }
+        self.parts.busy_poll = self.parts.queues.iter().flatten().any(Queue::is_busy_polled);
+        Ok(())
+    }
+
+    fn change_port(&mut self, tunnel: TunnelIndex, sockets: PortSockets) -> io::Result<()> {
+        // By hand: epoll watches a socket as long as anyone has a descriptor of it.
+        for (_, socket) in self.parts.wireguard.receivers_of(tunnel) {
+            let _ = epoll::delete(&self.poll, socket);
+        }
+        self.parts.wireguard.change_port(tunnel, sockets);
+        for (index, socket) in self.parts.wireguard.receivers_of(tunnel) {
+            self.watch(socket, Ready::Port(index))?;
+        }
+        Ok(())
+    }
+
+    /// What its ring still holds arrived before the loss.
+    fn drop_queue(&mut self, underlay: usize, now: Instant) {
+        (0..DRAIN_ROUNDS * 2).for_each(|_| self.serve(Ready::Queue(underlay), now));
+        if let Some(queue) = self.parts.queues.get_mut(underlay).and_then(Option::take) {
+            let _ = epoll::delete(&self.poll, &queue.socket);
+        }
+    }
+
+    fn take_queue(&mut self, underlay: usize, queue: Queue) -> io::Result<()> {
+        self.watch(&queue.socket, Ready::Queue(underlay))?;
+        if let Some(place) = self.parts.queues.get_mut(underlay) {
+            *place = Some(queue);
         }
         Ok(())
     }
@@ -254,7 +283,7 @@ impl Worker {
     fn ingress_queue(&mut self, index: usize, now_seconds: u32) {
         let Parts { queues, devices, ingress, counters, wireguard, .. } = &mut self.parts;
         let Shared { table, fdbs, .. } = &self.shared;
-        let Some(queue) = queues.get_mut(index) else { return };
+        let Some(queue) = queues.get_mut(index).and_then(Option::as_mut) else { return };
         let refused_before = queue.socket.refused();
         queue.socket.recv(&mut queue.batch, BATCH);
         count_refused(counters, refused_before, queue.socket.refused());

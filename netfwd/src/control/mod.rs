@@ -20,6 +20,7 @@ pub mod links;
 pub mod logging;
 pub mod metrics;
 pub mod preflight;
+pub mod running;
 pub mod secrets;
 mod signals;
 pub mod uapi;

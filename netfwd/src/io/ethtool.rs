@@ -1,4 +1,4 @@
-//! How many receive queues an interface has (`ETHTOOL_GCHANNELS`), whether it merges packets (`ETHTOOL_GGRO`), and its MTU.
+//! How many receive queues an interface has (`ETHTOOL_GCHANNELS`), and whether it merges packets (`ETHTOOL_GGRO`).
 //!
 //! Asked by ioctl and not read from /sys, which shows the network namespace it was mounted in, not ours.
 
@@ -53,19 +53,6 @@ pub fn merges_on_receive(interface: &str) -> io::Result<bool> {
     Ok(value.data != 0)
 }
 
-/// The interface's MTU now.
-pub fn mtu(interface: &str) -> io::Result<u32> {
-    let mut request = request_for(interface)?;
-    let any_socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    // SAFETY: `request` names an interface; the call writes the answer into it and keeps no pointer.
-    let result = unsafe { libc::ioctl(any_socket.as_raw_fd(), libc::SIOCGIFMTU as libc::Ioctl, &raw mut request) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: SIOCGIFMTU fills this member of the union.
-    Ok(unsafe { request.ifr_ifru.ifru_mtu }.cast_unsigned())
-}
-
 /// A structure that `SIOCETHTOOL` may be pointed at.
 ///
 /// # Safety
@@ -108,8 +95,6 @@ mod tests {
     fn loopback_has_one_queue_and_a_missing_interface_is_an_error() {
         assert_eq!(receive_queues("lo").unwrap(), 1);
         assert!(merges_on_receive("lo").unwrap(), "which is the default of every device");
-        assert_eq!(mtu("lo").unwrap(), 65_536);
-        assert_eq!(mtu("nonesuch0").unwrap_err().raw_os_error(), Some(libc::ENODEV));
         assert_eq!(receive_queues("nonesuch0").unwrap_err().raw_os_error(), Some(libc::ENODEV));
     }
 }

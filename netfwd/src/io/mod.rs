@@ -10,6 +10,7 @@ pub mod gather;
 pub mod listen_port;
 pub mod mem;
 pub mod raw_send;
+pub mod refusals;
 pub mod socket;
 pub mod tun;
 pub mod tun_probe;

@@ -6,6 +6,7 @@
 //!
 //! - Runs are gathered from where the bytes lie; nothing is copied or allocated here.
 //! - What the kernel refuses as a run is sent again as single datagrams; a datagram counts as lost only after a retry.
+//! - A remote whose route takes no runs gets none for a while ([`refusals`](super::refusals)).
 //! - Pool sockets never receive: a filter drops everything, so an answer to such a port costs no memory.
 //! - DF is not set, as with the kernel's own vxlan: a datagram too large for the path is fragmented, not swallowed.
 //! - IP_RECVERR is on. Without it UDP hides the drops of the local queueing discipline (ENOBUFS); the price is that an
@@ -27,6 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::control_message::Control;
 use super::gather::{Gather, MAX_SLICES, recycle, total_len};
 use super::raw_send::RawSender;
+use super::refusals::Refusals;
 use super::socket::{self, SocketError, SocketName, send_gather};
 use crate::datapath::seam::{DatagramSink, OuterChecksum, SendFailure, Transmit};
 
@@ -54,25 +56,24 @@ pub struct SendPool {
     segmentation: Segmentation,
 }
 
-/// Whether runs are sent with `UDP_SEGMENT` from some address; off once the kernel said that the NIC cannot checksum.
+/// Which remotes take runs (`UDP_SEGMENT`) from some address.
 #[derive(Debug)]
 pub(super) struct Segmentation {
     local: IpAddr,
-    on: AtomicBool,
+    refusals: Refusals,
+    has_said_so: AtomicBool,
 }
 
 impl Segmentation {
     pub(super) fn new(local: IpAddr) -> Self {
-        Self { local, on: AtomicBool::new(true) }
+        Self { local, refusals: Refusals::new(), has_said_so: AtomicBool::new(false) }
     }
 
-    fn is_on(&self) -> bool {
-        self.on.load(Ordering::Relaxed)
-    }
-
-    fn turn_off(&self) {
-        if self.on.swap(false, Ordering::Relaxed) {
-            tracing::info!(local = %self.local, "the NIC does not checksum UDP: datagrams are sent one by one");
+    fn note_refusal(&self, remote: IpAddr) {
+        self.refusals.note(remote);
+        if !self.has_said_so.swap(true, Ordering::Relaxed) {
+            let local = self.local;
+            tracing::info!(%local, %remote, "the route takes no UDP_SEGMENT (no checksum offload, or IPsec): datagrams leave one by one");
         }
     }
 }
@@ -103,9 +104,10 @@ impl SendPool {
         self.member(source_port).0
     }
 
-    /// Whether runs are sent with `UDP_SEGMENT`; off once the kernel said that the NIC cannot checksum.
-    pub fn segmentation(&self) -> bool {
-        self.segmentation.is_on()
+    /// Whether runs to `remote` are sent with `UDP_SEGMENT`; not for a while after the kernel has said that its route takes
+    /// none.
+    pub fn segmentation(&self, remote: IpAddr) -> bool {
+        self.segmentation.refusals.permits(remote)
     }
 
     /// Limits every socket's send buffer; the kernel doubles `bytes` and has a minimum of a few KiB.
@@ -226,7 +228,7 @@ impl Run<'_> {
 
     /// How many datagrams one call takes.
     fn datagrams_per_call(&self) -> usize {
-        if !self.segmentation.is_on() {
+        if !self.segmentation.refusals.permits_next(self.transmit.remote) {
             return 1;
         }
         (MAX_PAYLOAD / self.transmit.segment_size.max(1)).clamp(1, MAX_SEGMENTS)
@@ -272,7 +274,7 @@ impl Run<'_> {
     fn refused_as_run(&self, error: &io::Error) -> bool {
         match error.raw_os_error() {
             Some(libc::EIO) => {
-                self.segmentation.turn_off();
+                self.segmentation.note_refusal(self.transmit.remote);
                 true
             }
             Some(libc::EMSGSIZE | libc::EINVAL) => true,

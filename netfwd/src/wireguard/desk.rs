@@ -61,7 +61,6 @@ impl Desk {
                 let emit = &mut |outgoing: &Outgoing<'_>| send(interface, outgoing, counters);
                 handshakes.run_errands(interface.device(), counters, now, emit);
                 if now.monotonic >= next_tick {
-                    interface.follow_mtu();
                     handshakes.tick(interface.device(), counters, now, emit);
                 }
             }

@@ -20,7 +20,6 @@ use super::steering::Steering;
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::seam::{DatagramSink, SendFailure, Transmit};
 use crate::datapath::tunnel::wireguard::{Device, DeviceStatus, DeviceUpdate};
-use crate::io::ethtool;
 use crate::io::listen_port::{ListenPort, PortSender};
 use crate::io::socket::SocketError;
 use crate::order::Order;
@@ -60,7 +59,6 @@ impl InterfaceError {
 
 /// A WireGuard interface.
 pub struct Interface {
-    name: String,
     tunnel: TunnelIndex,
     local: IpAddr,
     device: Arc<Device>,
@@ -97,19 +95,13 @@ impl Outside {
 impl Interface {
     /// The interface of `device`, whose workers have got the sockets of `port`.
     pub fn new(
-        name: String,
         tunnel: TunnelIndex,
         local: IpAddr,
         device: Arc<Device>,
         port: &ListenPort,
         steering: Arc<Steering>,
     ) -> Self {
-        Self { name, tunnel, local, device, steering, outside: Mutex::new(Outside::of(port, 0)) }
-    }
-
-    /// Its device's name.
-    pub fn name(&self) -> &str {
-        &self.name
+        Self { tunnel, local, device, steering, outside: Mutex::new(Outside::of(port, 0)) }
     }
 
     /// Its tunnel.
@@ -142,13 +134,6 @@ impl Interface {
             (outside.port, outside.fwmark)
         };
         DeviceStatus { listen_port, fwmark, ..self.device.status() }
-    }
-
-    /// Asks what the MTU is now, which `ip` can change at any time: padding must not grow packets beyond it.
-    pub fn follow_mtu(&self) {
-        if let Ok(mtu) = ethtool::mtu(&self.name) {
-            self.device.set_mtu(mtu.min(u16::MAX.into()) as u16);
-        }
     }
 
     fn outside(&self) -> MutexGuard<'_, Outside> {
@@ -209,7 +194,7 @@ mod tests {
         let table = Arc::new(ForwardingTable::default());
         let steering = Arc::new(Steering::new(Arc::default(), Vec::new(), table, vec![orders]));
         let device = Device::new(TunnelIndex(0), queue(8).0);
-        let interface = Interface::new("wg0".to_owned(), TunnelIndex(0), LOCAL, device, &port, steering);
+        let interface = Interface::new(TunnelIndex(0), LOCAL, device, &port, steering);
         (interface, inbox, port.workers.remove(0))
     }
 

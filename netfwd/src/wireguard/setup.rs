@@ -15,7 +15,6 @@ use crate::io::socket::SocketError;
 
 /// A WireGuard tunnel whose port is bound, and which nobody serves yet.
 pub struct Bound {
-    name: String,
     tunnel: TunnelIndex,
     local: IpAddr,
     device: Arc<Device>,
@@ -37,7 +36,7 @@ pub fn bind(
         let device = Device::new(index, queue.clone());
         device.set_mtu(tunnel.mtu);
         let update = wireguard.update(port.number);
-        all.push(Bound { name: tunnel.name.clone(), tunnel: index, local: tunnel.local, device, port, update });
+        all.push(Bound { tunnel: index, local: tunnel.local, device, port, update });
     }
     Ok(all)
 }
@@ -60,16 +59,16 @@ impl Bound {
 
     /// Makes it an interface with the peers that the configuration names; each worker gets its share.
     pub fn serve(
-        self,
+        mut self,
         steering: &Arc<Steering>,
         workers: &mut [Vec<Share>],
         verify: VerifyPolicy,
     ) -> Result<Interface, InterfaceError> {
-        let Self { name, tunnel, local, device, port, update } = self;
-        let interface = Interface::new(name, tunnel, local, device.clone(), &port, steering.clone());
-        interface.apply(&update)?;
-        for (owner, sockets) in workers.iter_mut().zip(port.workers) {
-            owner.push(Share { tunnel, device: device.clone(), sockets, verify });
+        let Self { tunnel, local, device, port, update } = &mut self;
+        let interface = Interface::new(*tunnel, *local, device.clone(), port, steering.clone());
+        interface.apply(update)?;
+        for (owner, sockets) in workers.iter_mut().zip(port.workers.drain(..)) {
+            owner.push(Share { tunnel: *tunnel, device: device.clone(), sockets, verify });
         }
         Ok(interface)
     }
