@@ -44,7 +44,13 @@ fn the_examples_are_valid() {
     for (name, text) in
         [("wg0.key", "WAmgVYXkbT2bCtdcDwolI88/iVi/aV3/PHcUBTQSYmo="), ("wg0-branch.psk", &"A".repeat(43))]
     {
-        let mut file = OpenOptions::new().write(true).create(true).mode(0o600).open(directory.join(name)).expect("new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(directory.join(name))
+            .expect("new");
         file.write_all(format!("{text:=<44}\n").as_bytes()).expect("written");
     }
     let mut kinds = BTreeSet::new();
