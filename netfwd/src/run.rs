@@ -133,12 +133,16 @@ fn begin(config: &Config) -> Result<Control, RunError> {
 fn operate(
     mut control: Control,
     config: &Config,
-    gateway: Gateway,
+    mut gateway: Gateway,
     serving: Serving,
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
     let notice = StopNotice::default();
-    let disappearance = if matches!(serving, Serving::Device) { Disappearance::Ends } else { Disappearance::Stays };
+    let mut disappearance = Disappearance::Stays;
+    if matches!(serving, Serving::Device) {
+        disappearance = Disappearance::Ends;
+        gateway.end_with_device(&notice);
+    }
     let sockets = attach_interfaces(&control, config, &gateway.interfaces, (disappearance, &notice))?;
     let health = Arc::new(Health::default());
     let running = gateway.start(&health, &notice)?;
@@ -146,29 +150,12 @@ fn operate(
     ready();
     let stop = match serving {
         Serving::Metrics(listener) => control.serve(listener, running.metrics(&config.metrics), health, &notice),
-        Serving::Device => {
-            let stop = control.wait(&notice);
-            gone_or(&control, config, stop)
-        }
+        Serving::Device => control.wait(&notice),
     };
-    info!("stopping: {stop}");
     drop(sockets);
-    running.stop();
+    let ended = running.end(stop);
     control.close();
-    match stop {
-        Stop::Signal(_) | Stop::Gone(_) => Ok(()),
-        Stop::Failure(reason) => Err(RunError::Failed(reason)),
-    }
-}
-
-/// A worker may notice that its device is gone before the control thread hears of it.
-fn gone_or(control: &Control, config: &Config, stop: Stop) -> Stop {
-    let Stop::Failure(reason) = stop else { return stop };
-    let is_ours = |link: &Link| config.tunnels.iter().any(|tunnel| tunnel.name == link.name);
-    match control.links() {
-        Ok(links) if !links.iter().any(is_ours) => Stop::Gone("the device was deleted".to_owned()),
-        _ => Stop::Failure(reason),
-    }
+    ended
 }
 
 /// The control sockets of all WireGuard interfaces.
@@ -273,6 +260,7 @@ impl Gateway {
                 egress: Egress::new(seed),
                 wireguard: WireGuardPath::new(shares),
                 orders,
+                deletion: None,
                 counters: Arc::new(Counters::new(table.tunnels().len())),
             },
         );
@@ -287,6 +275,13 @@ impl Gateway {
             desk,
             closing,
         })
+    }
+
+    /// A deleted device is the end from now on.
+    fn end_with_device(&mut self, notice: &StopNotice) {
+        for parts in &mut self.workers {
+            parts.deletion = Some(notice.clone());
+        }
     }
 
     fn start(self, health: &Health, notice: &StopNotice) -> Result<Running, RunError> {
@@ -426,6 +421,16 @@ impl Running {
         }
     }
 
+    /// Ends in an orderly way, and says whether that was a good end.
+    fn end(self, stop: Stop) -> Result<(), RunError> {
+        info!("stopping: {stop}");
+        self.stop();
+        match stop {
+            Stop::Signal(_) | Stop::Gone(_) => Ok(()),
+            Stop::Failure(reason) => Err(RunError::Failed(reason)),
+        }
+    }
+
     /// Stops taking packets, lets the workers finish what arrived, and gives everything back.
     fn stop(self) {
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
@@ -489,18 +494,17 @@ fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) 
 }
 
 fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
+    let Tunnel { kind, vni, local, port, mtu, remotes, .. } = tunnel;
+    let what = match kind {
+        TunnelKind::WireGuard if local.is_unspecified() => format!("on every address, port {port}, MTU {mtu}"),
+        TunnelKind::WireGuard => format!("on {local} port {port}, MTU {mtu}"),
+        TunnelKind::Vxlan | TunnelKind::VxlanGpe => {
+            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {} remotes", remotes.len())
+        }
+    };
     let offloads = device.offloads();
-    format!(
-        "{} VNI {} on {} port {}, MTU {}, {} remotes, UDP superframes: {} segments written, {}",
-        tunnel.kind.as_str(),
-        tunnel.vni,
-        tunnel.local,
-        tunnel.port,
-        tunnel.mtu,
-        tunnel.remotes.len(),
-        offloads.write.udp_segments,
-        if offloads.read_udp { "read" } else { "none read" },
-    )
+    let read = if offloads.read_udp { "read" } else { "none read" };
+    format!("{} {what}, UDP superframes: {} segments written, {read}", kind.as_str(), offloads.write.udp_segments)
 }
 
 /// A socket per tunnel address and port and worker, by worker.

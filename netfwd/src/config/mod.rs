@@ -193,7 +193,7 @@ pub struct Vxlan {
     pub dscp: u8,
 }
 
-/// MTU of a WireGuard device whose underlay nobody knows: 1500 less 80, as everywhere.
+/// MTU of a WireGuard device whose underlay is not known: room for IPv6 outside (`wg_setup`).
 pub const DEVICE_MTU: u16 = 1420;
 
 impl Tunnel {

@@ -6,13 +6,10 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_util::future::ready;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::RouteNetlinkMessage;
+use futures_util::TryStreamExt;
+use rtnetlink::Handle;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::{Handle, MulticastGroup};
 use tokio::time::timeout;
 
 /// One interface.
@@ -74,39 +71,6 @@ impl Netlink {
             }
         }
         Ok(links)
-    }
-}
-
-/// What became of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Its MTU is this now, or was and still is.
-    Mtu(u32),
-    /// It was deleted.
-    Gone,
-}
-
-/// Changes of the device `name`, which exists, wherever it is renamed to; must be called inside a tokio runtime.
-pub async fn changes(name: String) -> io::Result<impl Stream<Item = Change> + Unpin> {
-    let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
-    tokio::spawn(connection);
-    let links = Netlink(handle).links().await?;
-    let index = links.iter().find(|link| link.name == name).map(|link| link.index);
-    // Deleted already, before anybody listened.
-    let gone = index.is_none().then_some(Change::Gone);
-    let changes = messages.filter_map(move |(message, _)| ready(index.and_then(|index| change(index, message))));
-    Ok(stream::iter(gone).chain(changes))
-}
-
-fn change(index: u32, message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
-    match message.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) if message.header.index == index => {
-            Some(link(message).mtu).filter(|mtu| *mtu > 0).map(Change::Mtu)
-        }
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) if message.header.index == index => {
-            Some(Change::Gone)
-        }
-        _ => None,
     }
 }
 

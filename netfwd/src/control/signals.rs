@@ -1,6 +1,6 @@
 //! What ends the daemon: a signal, or a part of it that cannot go on.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,7 +17,7 @@ pub enum Stop {
     Failure(String),
 }
 
-impl fmt::Display for Stop {
+impl Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(name) => f.write_str(name),
@@ -39,6 +39,11 @@ impl StopNotice {
     /// Ends the daemon well because of `reason`.
     pub fn end(&self, reason: impl Into<String>) {
         self.give(Stop::Gone(reason.into()));
+    }
+
+    /// Ends the daemon because its device is gone, which is how `wg-quick` and `ip` end it.
+    pub fn deleted(&self, device: impl Display) {
+        self.end(format!("{device} was deleted"));
     }
 
     fn give(&self, stop: Stop) {

@@ -1,28 +1,30 @@
-//! What the control thread does for WireGuard interfaces: their control sockets, the names of their peers, and what becomes
-//! of their devices.
+//! What the control thread does for WireGuard interfaces: their control sockets, and the names of their peers.
 //!
 //! Invariant: everything here is a task of the control thread, so changes of one interface follow each other, and none
 //! waits for a name.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::uapi::Configurable;
-use super::uapi::server::{self, SocketError, SocketFile};
+use super::uapi::server::{self, Place, SocketError, SocketFile};
 use super::{Control, StopNotice};
 use crate::config::{self, HostName};
 use crate::datapath::tunnel::wireguard::{DeviceStatus, DeviceUpdate, PublicKey};
 use crate::wireguard::Interface;
 
-mod device;
 mod names;
 
-/// What happens when the device is deleted or its control socket removed.
+/// How often somebody looks whether the socket is still there.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What happens when the control socket is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disappearance {
-    /// Nothing: it is one of many, and the workers say what they cannot do without.
+    /// Nothing: the interface is configured by a file.
     Stays,
-    /// The daemon ends well: that is how `wg-quick down` and others ask it to.
+    /// The daemon ends well: removing the socket asks it to, as it asks wireguard-go.
     Ends,
 }
 
@@ -42,6 +44,14 @@ impl Configurable for Interface {
     }
 }
 
+/// Ends the daemon when its control socket is removed.
+async fn end_without(socket: Place, notice: StopNotice) {
+    while !socket.is_gone() {
+        tokio::time::sleep(LOOK).await;
+    }
+    notice.end("the control socket was removed");
+}
+
 /// Makes the control socket of `interface`, whose device is `name`, and looks after it as long as the control thread serves.
 pub fn attach(
     control: &Control,
@@ -58,10 +68,8 @@ pub fn attach(
         runtime.spawn(names::follow(name.to_owned(), names, interface.clone()));
     }
     let (disappearance, notice) = disappearance;
-    let ends = (disappearance == Disappearance::Ends).then(|| notice.clone());
-    if let Some(notice) = ends.clone() {
-        runtime.spawn(device::end_without_socket(socket.place().clone(), notice));
+    if disappearance == Disappearance::Ends {
+        runtime.spawn(end_without(socket.place().clone(), notice.clone()));
     }
-    runtime.spawn(device::watch(name.to_owned(), interface.clone(), ends));
     Ok(Attached { _socket: socket })
 }

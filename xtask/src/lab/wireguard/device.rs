@@ -118,6 +118,7 @@ impl Drop for Device {
     }
 }
 
-fn socket(name: &str) -> PathBuf {
+/// The UAPI socket of a device.
+pub(super) fn socket(name: &str) -> PathBuf {
     Path::new(SOCKETS).join(format!("{name}.sock"))
 }
