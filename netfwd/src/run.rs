@@ -25,6 +25,8 @@ use crate::control::health::{Health, Heartbeat};
 use crate::control::links::Link;
 use crate::control::metrics::{Family, Metrics, Scrape};
 use crate::control::preflight::{self, Problems, Ready};
+use crate::control::uapi::server::SocketError as ControlSocketError;
+use crate::control::wireguard::{Attached, Disappearance, attach};
 use crate::control::{Control, Stop, StopNotice};
 use crate::datapath::egress::Egress;
 use crate::datapath::fdb::Fdbs;
@@ -52,8 +54,6 @@ use crate::worker::{Endpoint, Parts, Queue, Shared, Worker};
 const SOURCE_PORTS: usize = 64;
 /// How long names and ports of a killed predecessor may stay taken.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// MTU of a WireGuard device whose underlay is not known: room for IPv6 outside (`wg_setup`).
-const WIREGUARD_MTU: u16 = 1420;
 /// Between two looks at something that takes a moment.
 const RETRY: Duration = Duration::from_millis(10);
 /// How long workers may take for what has arrived.
@@ -84,6 +84,9 @@ pub enum RunError {
     /// A WireGuard interface could not be configured.
     #[error(transparent)]
     Interface(#[from] InterfaceError),
+    /// A WireGuard interface has no control socket.
+    #[error(transparent)]
+    ControlSocket(#[from] ControlSocketError),
     /// Something failed later.
     #[error("{0}")]
     Failed(String),
@@ -95,44 +98,80 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 
 /// Runs the gateway until it is told to end.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let mut control = Control::start().map_err(system("cannot start the control thread"))?;
-    raise_file_limit();
-    preflight::privileges(&config)?;
+    let control = begin(&config)?;
     let (links, ready) = find_ready(&control, &config)?;
     let gateway = Gateway::assemble(&config, &links, &ready.mtus)?;
-    let notice = StopNotice::default();
-    let health = Arc::new(Health::default());
-    let running = gateway.start(&health, &notice)?;
-    info!("ready: metrics on http://{}/metrics", config.metrics.listen);
-    running.spawn_chores(&control);
-    let stop = control.serve(ready.listener, running.metrics(), health, &notice);
-    running.end(stop)
+    let told = || info!("ready: metrics on http://{}/metrics", config.metrics.listen);
+    operate(control, &config, gateway, Serving::Metrics(ready.listener), told)
 }
 
-/// Runs one WireGuard interface without underlays, whose peers come over the control socket, until it is told to end or
-/// somebody deletes the device. `listener` serves metrics, if there is one; `ready` is called once device and port exist.
-pub fn run_wireguard(
-    config: &Config,
-    listener: Option<TcpListener>,
-    ready: impl FnOnce(&Control, &[Arc<Interface>]) -> io::Result<()>,
-) -> Result<(), RunError> {
-    let mut control = Control::start().map_err(system("cannot start the control thread"))?;
+/// Runs one WireGuard device that is configured over its control socket, without metrics, until it is told to end, its link
+/// is deleted or its control socket removed. `ready` is called once device and socket are there.
+pub fn run_device(name: String, ready: impl FnOnce()) -> Result<(), RunError> {
+    let config = Config::of_device(name);
+    let control = begin(&config)?;
+    let links = control.links().map_err(system("cannot list the interfaces"))?;
+    let gateway = Gateway::assemble(&config, &links, &[config::DEVICE_MTU])?;
+    operate(control, &config, gateway, Serving::Device, ready)
+}
+
+/// What the control thread serves beside control sockets.
+enum Serving {
+    /// Metrics and health of all tunnels.
+    Metrics(TcpListener),
+    /// One device, and without it nothing more.
+    Device,
+}
+
+fn begin(config: &Config) -> Result<Control, RunError> {
+    let control = Control::start().map_err(system("cannot start the control thread"))?;
     raise_file_limit();
     preflight::privileges(config)?;
-    let links = control.links().map_err(system("cannot list the interfaces"))?;
-    let mtus: Vec<u16> = config.tunnels.iter().map(|tunnel| tunnel.mtu.unwrap_or(WIREGUARD_MTU)).collect();
-    let mut gateway = Gateway::assemble(config, &links, &mtus)?;
+    Ok(control)
+}
+
+fn operate(
+    mut control: Control,
+    config: &Config,
+    mut gateway: Gateway,
+    serving: Serving,
+    ready: impl FnOnce(),
+) -> Result<(), RunError> {
     let notice = StopNotice::default();
-    gateway.end_with_device(&notice);
+    let mut disappearance = Disappearance::Stays;
+    if matches!(serving, Serving::Device) {
+        disappearance = Disappearance::Ends;
+        gateway.end_with_device(&notice);
+    }
+    let sockets = attach_interfaces(&control, config, &gateway.interfaces, (disappearance, &notice))?;
     let health = Arc::new(Health::default());
     let running = gateway.start(&health, &notice)?;
-    ready(&control, &running.interfaces).map_err(system("cannot open the control socket"))?;
     running.spawn_chores(&control);
-    let stop = match listener {
-        Some(listener) => control.serve(listener, running.metrics(), health, &notice),
-        None => control.wait(&notice),
+    ready();
+    let stop = match serving {
+        Serving::Metrics(listener) => control.serve(listener, running.metrics(&config.metrics), health, &notice),
+        Serving::Device => control.wait(&notice),
     };
-    running.end(stop)
+    drop(sockets);
+    let ended = running.end(stop);
+    control.close();
+    ended
+}
+
+/// The control sockets of all WireGuard interfaces.
+fn attach_interfaces(
+    control: &Control,
+    config: &Config,
+    interfaces: &[Arc<Interface>],
+    disappearance: (Disappearance, &StopNotice),
+) -> Result<Vec<Attached>, RunError> {
+    let mut attached = Vec::new();
+    for interface in interfaces {
+        let Some(tunnel) = config.tunnels.get(usize::from(interface.tunnel().0)) else { continue };
+        let Some(configured) = tunnel.wireguard() else { continue };
+        attached.push(attach(control, &tunnel.name, interface, configured, disappearance)?);
+    }
+    Ok(attached)
 }
 
 /// Each tunnel has a descriptor per worker and each local address a pool of sockets: the usual soft limit of 1,024 is for
@@ -187,13 +226,13 @@ impl Gateway {
         let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
         let workers = counts.iter().copied().max().unwrap_or(1);
         let seed = RandomState::new().hash_one("netfwd");
+        let (devices, offloads) = open_devices(config, &table, workers)?;
+        let gro = gro_config(&config.gro, &offloads, seed);
         let (desk, queue, closing) = Desk::new();
         let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
         let addresses = underlay_addresses(config, links);
         let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
         let table = Arc::new(with_ports(&table, &addresses, port_of));
-        let (devices, offloads) = open_devices(config, &table, workers)?;
-        let gro = gro_config(&config.gro, &offloads, seed);
         let endpoints = open_endpoints(config, links, &table, workers)?;
         let pools = open_pools(&table)?;
         let mut queues: Vec<Vec<Option<Queue>>> = (0..workers).map(|_| Vec::new()).collect();
@@ -325,7 +364,7 @@ fn spawn_desk(
 }
 
 impl Running {
-    fn metrics(&self) -> Metrics {
+    fn metrics(&self, config: &config::Metrics) -> Metrics {
         let mut metrics = Metrics::new(&self.shared.table);
         for (index, counters) in self.counters.iter().enumerate() {
             metrics.add_worker(index.to_string(), counters.clone());
@@ -333,6 +372,14 @@ impl Running {
         if let Some(counters) = &self.handshake_counters {
             metrics.add_worker("wireguard".to_owned(), counters.clone());
         }
+        let (interfaces, table, peers) = (self.interfaces.clone(), self.shared.table.clone(), config.wireguard_peers);
+        metrics.add_source(move |scrape: &mut Scrape| {
+            for interface in &interfaces {
+                if let Some(tunnel) = table.get(interface.tunnel()) {
+                    interface.device().report(&tunnel.name, peers, scrape);
+                }
+            }
+        });
         let underlays = self.underlays.clone();
         metrics.add_source(move |scrape: &mut Scrape| {
             for underlay in underlays.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -379,7 +426,7 @@ impl Running {
         info!("stopping: {stop}");
         self.stop();
         match stop {
-            Stop::Signal(_) | Stop::Deleted(_) => Ok(()),
+            Stop::Signal(_) | Stop::Gone(_) => Ok(()),
             Stop::Failure(reason) => Err(RunError::Failed(reason)),
         }
     }

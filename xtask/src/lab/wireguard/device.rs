@@ -137,6 +137,7 @@ fn spawn(program: Program, namespace: &Namespace, name: &str, directory: &Path) 
     namespace.spawn(&mut command, &log)
 }
 
-fn socket(name: &str) -> PathBuf {
+/// The UAPI socket of a device.
+pub(super) fn socket(name: &str) -> PathBuf {
     Path::new(SOCKETS).join(format!("{name}.sock"))
 }

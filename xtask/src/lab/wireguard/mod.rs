@@ -204,6 +204,13 @@ impl FarEnd {
     }
 }
 
+/// Removes the sockets that programs which were killed have left.
+pub(super) fn remove_sockets(tunnels: &[Tunnel]) {
+    for tunnel in tunnels.iter().filter(|tunnel| matches!(tunnel.kind, super::TunnelKind::WireGuard(_))) {
+        fs::remove_file(device::socket(&tunnel.device_name(Side::Gateway))).ok();
+    }
+}
+
 /// A configured device with its addresses, up.
 fn start_device(
     tunnel: &Tunnel,
