@@ -157,7 +157,7 @@ fn whole_ingress(packets: &[Vec<u8>], verdict: ChecksumVerdict) -> impl FnMut() 
         for _ in 0..REPEAT {
             let batch = black_box(&mut buffers).iter_mut();
             let batch = batch.map(|(bytes, metadata)| Received { bytes, origin: Origin::Xdp { metadata: *metadata } });
-            ingress.run(&table, &mut |_, _, _| {}, &counters, batch, &mut sink);
+            ingress.run(&table, &mut |_, _, _| {}, &mut |_| {}, &counters, batch, &mut sink);
         }
         let time = per_packet(start);
         black_box((sink.bytes, sink.frames));

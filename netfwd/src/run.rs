@@ -6,13 +6,14 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use netfwd_common::abi::TunnelKind;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -24,6 +25,8 @@ use crate::control::health::{Health, Heartbeat};
 use crate::control::links::Link;
 use crate::control::metrics::{Family, Metrics, Scrape};
 use crate::control::preflight::{self, Problems, Ready};
+use crate::control::uapi::server::SocketError as ControlSocketError;
+use crate::control::wireguard::{Attached, Disappearance, attach};
 use crate::control::{Control, Stop, StopNotice};
 use crate::datapath::egress::Egress;
 use crate::datapath::fdb::Fdbs;
@@ -37,7 +40,14 @@ use crate::io::tun::{DeviceError, DeviceOptions, OverlayDevice, TX_QUEUE_LEN, Tu
 use crate::io::tun_probe::WriteOffloads;
 use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
 use crate::io::udp_send::{SendPool, UdpSender};
+use crate::order::{self, OrderInbox, Orders};
+use crate::reattach;
 use crate::underlay::{self, Underlay, UnderlayError};
+use crate::wireguard::desk::{Closing, Desk};
+use crate::wireguard::path::{Share, WireGuardPath};
+use crate::wireguard::setup::Bound;
+use crate::wireguard::steering::{Steering, Underlays, with_ports};
+use crate::wireguard::{self, Interface, InterfaceError};
 use crate::worker::{Endpoint, Parts, Queue, Shared, Worker};
 
 /// Send sockets, and so source ports, of each local address.
@@ -71,6 +81,12 @@ pub enum RunError {
     /// An underlay could not be used.
     #[error(transparent)]
     Underlay(#[from] UnderlayError),
+    /// A WireGuard interface could not be configured.
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
+    /// A WireGuard interface has no control socket.
+    #[error(transparent)]
+    ControlSocket(#[from] ControlSocketError),
     /// Something failed later.
     #[error("{0}")]
     Failed(String),
@@ -82,23 +98,80 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 
 /// Runs the gateway until it is told to end.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let mut control = Control::start().map_err(system("cannot start the control thread"))?;
-    raise_file_limit();
-    preflight::privileges(&config)?;
+    let control = begin(&config)?;
     let (links, ready) = find_ready(&control, &config)?;
     let gateway = Gateway::assemble(&config, &links, &ready.mtus)?;
+    let told = || info!("ready: metrics on http://{}/metrics", config.metrics.listen);
+    operate(control, &config, gateway, Serving::Metrics(ready.listener), told)
+}
+
+/// Runs one WireGuard device that is configured over its control socket, without metrics, until it is told to end, its link
+/// is deleted or its control socket removed. `ready` is called once device and socket are there.
+pub fn run_device(name: String, ready: impl FnOnce()) -> Result<(), RunError> {
+    let config = Config::of_device(name);
+    let control = begin(&config)?;
+    let links = control.links().map_err(system("cannot list the interfaces"))?;
+    let gateway = Gateway::assemble(&config, &links, &[config::DEVICE_MTU])?;
+    operate(control, &config, gateway, Serving::Device, ready)
+}
+
+/// What the control thread serves beside control sockets.
+enum Serving {
+    /// Metrics and health of all tunnels.
+    Metrics(TcpListener),
+    /// One device, and without it nothing more.
+    Device,
+}
+
+fn begin(config: &Config) -> Result<Control, RunError> {
+    let control = Control::start().map_err(system("cannot start the control thread"))?;
+    raise_file_limit();
+    preflight::privileges(config)?;
+    Ok(control)
+}
+
+fn operate(
+    mut control: Control,
+    config: &Config,
+    mut gateway: Gateway,
+    serving: Serving,
+    ready: impl FnOnce(),
+) -> Result<(), RunError> {
     let notice = StopNotice::default();
+    let mut disappearance = Disappearance::Stays;
+    if matches!(serving, Serving::Device) {
+        disappearance = Disappearance::Ends;
+        gateway.end_with_device(&notice);
+    }
+    let sockets = attach_interfaces(&control, config, &gateway.interfaces, (disappearance, &notice))?;
     let health = Arc::new(Health::default());
     let running = gateway.start(&health, &notice)?;
-    info!("ready: metrics on http://{}/metrics", config.metrics.listen);
     running.spawn_chores(&control);
-    let stop = control.serve(ready.listener, running.metrics(), health, &notice);
-    info!("stopping: {stop}");
-    running.stop();
-    match stop {
-        Stop::Signal(_) => Ok(()),
-        Stop::Failure(reason) => Err(RunError::Failed(reason)),
+    ready();
+    let stop = match serving {
+        Serving::Metrics(listener) => control.serve(listener, running.metrics(&config.metrics), health, &notice),
+        Serving::Device => control.wait(&notice),
+    };
+    drop(sockets);
+    let ended = running.end(stop);
+    control.close();
+    ended
+}
+
+/// The control sockets of all WireGuard interfaces.
+fn attach_interfaces(
+    control: &Control,
+    config: &Config,
+    interfaces: &[Arc<Interface>],
+    disappearance: (Disappearance, &StopNotice),
+) -> Result<Vec<Attached>, RunError> {
+    let mut attached = Vec::new();
+    for interface in interfaces {
+        let Some(tunnel) = config.tunnels.get(usize::from(interface.tunnel().0)) else { continue };
+        let Some(configured) = tunnel.wireguard() else { continue };
+        attached.push(attach(control, &tunnel.name, interface, configured, disappearance)?);
     }
+    Ok(attached)
 }
 
 /// Each tunnel has a descriptor per worker and each local address a pool of sockets: the usual soft limit of 1,024 is for
@@ -126,49 +199,81 @@ fn find_ready(control: &Control, config: &Config) -> Result<(Vec<Link>, Ready), 
 /// Everything made, nothing moving yet.
 struct Gateway {
     shared: Shared,
-    underlays: Vec<Underlay>,
+    underlays: Underlays,
     workers: Vec<Parts>,
+    orders: Vec<Orders>,
+    interfaces: Vec<Arc<Interface>>,
+    desk: Desk,
+    closing: Closing,
 }
 
 /// A gateway whose workers run.
 struct Running {
     shared: Shared,
-    underlays: Arc<Mutex<Vec<Underlay>>>,
+    underlays: Underlays,
     counters: Vec<Arc<Counters>>,
+    orders: Vec<Orders>,
+    interfaces: Vec<Arc<Interface>>,
+    handshake_counters: Option<Arc<Counters>>,
+    closing: Closing,
     stop: OwnedFd,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Gateway {
     fn assemble(config: &Config, links: &[Link], mtus: &[u16]) -> Result<Self, RunError> {
-        let table = Arc::new(config.forwarding_table(mtus));
+        let table = config.forwarding_table(mtus);
         let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
         let workers = counts.iter().copied().max().unwrap_or(1);
         let seed = RandomState::new().hash_one("netfwd");
         let (devices, offloads) = open_devices(config, &table, workers)?;
         let gro = gro_config(&config.gro, &offloads, seed);
+        let (desk, queue, closing) = Desk::new();
+        let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
+        let addresses = underlay_addresses(config, links);
+        let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
+        let table = Arc::new(with_ports(&table, &addresses, port_of));
         let endpoints = open_endpoints(config, links, &table, workers)?;
         let pools = open_pools(&table)?;
-        let mut queues: Vec<Vec<Queue>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut queues: Vec<Vec<Option<Queue>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut underlays = Vec::new();
         for (underlay, count) in config.underlays.iter().zip(counts) {
             // Preflight has seen the interface.
             let Some(link) = links.iter().find(|link| link.name == underlay.interface) else { continue };
-            underlays.push(Underlay::open(underlay, link, &table, &mut queues[..count])?);
+            let (opened, sockets) = Underlay::open(underlay, link, &table, count)?;
+            let mut sockets = sockets.into_iter();
+            queues.iter_mut().for_each(|queues| queues.push(sockets.next()));
+            underlays.push(opened);
         }
-        let parts = queues.into_iter().zip(devices).zip(endpoints).map(|((queues, devices), endpoints)| Parts {
-            busy_poll: queues.iter().any(Queue::is_busy_polled),
-            queues,
-            endpoints,
-            devices,
-            sender: UdpSender::new(pools.clone()),
-            ingress: Ingress::new(&gro, VerifyPolicy::default()),
-            egress: Egress::new(seed),
-            counters: Arc::new(Counters::new(table.tunnels().len())),
-        });
+        let underlays = Arc::new(Mutex::new(underlays));
+        let (orders, inboxes) = order_channels(workers)?;
+        let steering = Arc::new(Steering::new(underlays.clone(), addresses, table.clone(), orders.clone()));
+        let (shares, interfaces) = serve(config, links, ports, &steering, workers)?;
+        let parts = queues.into_iter().zip(devices).zip(endpoints).zip(shares).zip(inboxes).map(
+            |((((queues, devices), endpoints), shares), orders)| Parts {
+                busy_poll: queues.iter().flatten().any(Queue::is_busy_polled),
+                queues,
+                endpoints,
+                devices,
+                sender: UdpSender::new(pools.clone()),
+                ingress: Ingress::new(&gro, VerifyPolicy::default()),
+                egress: Egress::new(seed),
+                wireguard: WireGuardPath::new(shares),
+                orders,
+                counters: Arc::new(Counters::new(table.tunnels().len())),
+            },
+        );
         let workers = parts.collect();
         let fdbs = Arc::new(Fdbs::new(&table, seed));
-        Ok(Self { shared: Shared { table, fdbs, epoch: Instant::now() }, underlays, workers })
+        Ok(Self {
+            shared: Shared { table, fdbs, epoch: Instant::now() },
+            underlays,
+            workers,
+            orders,
+            interfaces,
+            desk,
+            closing,
+        })
     }
 
     fn start(self, health: &Health, notice: &StopNotice) -> Result<Running, RunError> {
@@ -176,15 +281,25 @@ impl Gateway {
         let counters = self.workers.iter().map(|parts| parts.counters.clone()).collect();
         let mut running = Running {
             shared: self.shared,
-            underlays: Arc::new(Mutex::new(self.underlays)),
+            underlays: self.underlays,
             counters,
+            orders: self.orders,
+            interfaces: self.interfaces,
+            handshake_counters: None,
+            closing: self.closing,
             stop,
             threads: Vec::new(),
         };
+        if !running.interfaces.is_empty() {
+            let counters = Arc::new(Counters::new(running.shared.table.tunnels().len()));
+            running.handshake_counters = Some(counters.clone());
+            let thread = spawn_desk(self.desk, running.interfaces.clone(), counters, notice.clone());
+            running.threads.push(thread.map_err(system("cannot start the handshake thread"))?);
+        }
         let cpus = allowed_cpus();
         for (index, parts) in self.workers.into_iter().enumerate() {
-            let worker =
-                Worker::new(running.shared.clone(), parts, &running.stop).map_err(system("cannot use epoll"))?;
+            let worker = Worker::new(running.shared.clone(), parts, &running.stop);
+            let worker = worker.map_err(system("cannot use epoll"))?;
             let heartbeat = health.add_worker(index.to_string());
             // From the last CPU on: the first ones serve most interrupts.
             let cpu = cpus.iter().rev().cycle().nth(index).copied();
@@ -227,12 +342,36 @@ fn spawn(
     })
 }
 
+fn spawn_desk(
+    desk: Desk,
+    interfaces: Vec<Arc<Interface>>,
+    counters: Arc<Counters>,
+    notice: StopNotice,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("wireguard".to_owned()).spawn(move || {
+        if catch_unwind(AssertUnwindSafe(|| desk.run(&interfaces, &counters))).is_err() {
+            notice.fail("the handshake thread panicked".to_owned());
+        }
+    })
+}
+
 impl Running {
-    fn metrics(&self) -> Metrics {
+    fn metrics(&self, config: &config::Metrics) -> Metrics {
         let mut metrics = Metrics::new(&self.shared.table);
         for (index, counters) in self.counters.iter().enumerate() {
             metrics.add_worker(index.to_string(), counters.clone());
         }
+        if let Some(counters) = &self.handshake_counters {
+            metrics.add_worker("wireguard".to_owned(), counters.clone());
+        }
+        let (interfaces, table, peers) = (self.interfaces.clone(), self.shared.table.clone(), config.wireguard_peers);
+        metrics.add_source(move |scrape: &mut Scrape| {
+            for interface in &interfaces {
+                if let Some(tunnel) = table.get(interface.tunnel()) {
+                    interface.device().report(&tunnel.name, peers, scrape);
+                }
+            }
+        });
         let underlays = self.underlays.clone();
         metrics.add_source(move |scrape: &mut Scrape| {
             for underlay in underlays.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -260,6 +399,7 @@ impl Running {
                 fdbs.age(epoch.elapsed().as_secs() as u32);
             }
         });
+        control.runtime().spawn(reattach::watch(self.underlays.clone(), self.orders.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {
                 // On a thread of its own: under a flood of drops a flush need not end, and signals must still be heard.
@@ -273,11 +413,22 @@ impl Running {
         }
     }
 
+    /// Ends in an orderly way, and says whether that was a good end.
+    fn end(self, stop: Stop) -> Result<(), RunError> {
+        info!("stopping: {stop}");
+        self.stop();
+        match stop {
+            Stop::Signal(_) | Stop::Gone(_) => Ok(()),
+            Stop::Failure(reason) => Err(RunError::Failed(reason)),
+        }
+    }
+
     /// Stops taking packets, lets the workers finish what arrived, and gives everything back.
     fn stop(self) {
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             underlay.close();
         }
+        self.closing.close();
         // An eventfd of value 0 takes any 8-byte increment.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         let deadline = Instant::now() + STOP_WITHIN;
@@ -307,7 +458,7 @@ fn open_devices(
             link: tunnel.link(),
             queues: workers,
             mtu: tunnel.mtu,
-            mac: configured.mac,
+            mac: configured.vxlan().and_then(|vxlan| vxlan.mac),
             addresses: configured.addresses.clone(),
             tx_queue_len: TX_QUEUE_LEN,
         })?;
@@ -358,7 +509,7 @@ fn open_endpoints(
 ) -> Result<Vec<Vec<Endpoint>>, RunError> {
     let mut by_worker: Vec<Vec<Endpoint>> = (0..workers).map(|_| Vec::new()).collect();
     let mut seen: Vec<SocketAddr> = Vec::new();
-    for tunnel in table.tunnels() {
+    for tunnel in in_the_clear(table) {
         let address = SocketAddr::new(tunnel.local, tunnel.port);
         if seen.contains(&address) {
             continue;
@@ -366,7 +517,8 @@ fn open_endpoints(
         seen.push(address);
         let shares = |other: &&Tunnel| SocketAddr::new(other.local, other.port) == address;
         let udp6_zero_checksum_rx = table.tunnels().iter().filter(shares).any(|other| other.udp6_zero_checksum_rx);
-        let sockets = ReceiveSocket::bind_group(&ReceiveOptions { local: address, udp6_zero_checksum_rx }, workers)?;
+        let options = ReceiveOptions { udp6_zero_checksum_rx, ..ReceiveOptions::at(address) };
+        let sockets = ReceiveSocket::bind_group(&options, workers)?;
         let verify = verify_policy(config, links, tunnel.local);
         for (owner, socket) in by_worker.iter_mut().zip(sockets) {
             let local = address_bytes(tunnel.local);
@@ -376,17 +528,53 @@ fn open_endpoints(
     Ok(by_worker)
 }
 
-/// The policy of the underlay that has this address; an address of another interface gets the default.
+/// The tunnels whose packets are not sealed.
+fn in_the_clear(table: &ForwardingTable) -> impl Iterator<Item = &Tunnel> {
+    table.tunnels().iter().filter(|tunnel| tunnel.kind != TunnelKind::WireGuard)
+}
+
+/// The addresses of all underlays.
+fn underlay_addresses(config: &Config, links: &[Link]) -> Vec<IpAddr> {
+    let is_underlay = |link: &&Link| config.underlays.iter().any(|underlay| underlay.interface == link.name);
+    links.iter().filter(is_underlay).flat_map(|link| link.addresses.iter().copied()).collect()
+}
+
+/// A way to tell each worker something.
+fn order_channels(workers: usize) -> Result<(Vec<Orders>, Vec<OrderInbox>), RunError> {
+    let channels: io::Result<Vec<_>> = (0..workers).map(|_| order::channel()).collect();
+    Ok(channels.map_err(system("eventfd"))?.into_iter().unzip())
+}
+
+/// The WireGuard interfaces, and what each worker has of them.
+fn serve(
+    config: &Config,
+    links: &[Link],
+    ports: Vec<Bound>,
+    steering: &Arc<Steering>,
+    workers: usize,
+) -> Result<(Vec<Vec<Share>>, Vec<Arc<Interface>>), RunError> {
+    let mut shares: Vec<Vec<Share>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut interfaces = Vec::new();
+    for bound in ports {
+        let verify = verify_policy(config, links, bound.local());
+        interfaces.push(Arc::new(bound.serve(steering, &mut shares, verify)?));
+    }
+    Ok((shares, interfaces))
+}
+
+/// The policy of the underlay that has this address, of the first one for every address; an address of another interface
+/// gets the default.
 fn verify_policy(config: &Config, links: &[Link], local: IpAddr) -> VerifyPolicy {
-    let has_address =
-        |interface: &str| links.iter().any(|link| link.name == interface && link.addresses.contains(&local));
+    let has_address = |interface: &str| {
+        local.is_unspecified() || links.iter().any(|link| link.name == interface && link.addresses.contains(&local))
+    };
     let underlay = config.underlays.iter().find(|underlay| has_address(&underlay.interface));
     underlay.map(underlay::verify_policy).unwrap_or_default()
 }
 
-/// A pool of send sockets per local address.
+/// A pool of send sockets per local address; WireGuard sends from its own port.
 fn open_pools(table: &ForwardingTable) -> Result<Vec<Arc<SendPool>>, RunError> {
-    let mut locals: Vec<IpAddr> = table.tunnels().iter().map(|tunnel| tunnel.local).collect();
+    let mut locals: Vec<IpAddr> = in_the_clear(table).map(|tunnel| tunnel.local).collect();
     locals.sort_unstable();
     locals.dedup();
     Ok(locals.into_iter().map(|local| SendPool::open(local, SOURCE_PORTS).map(Arc::new)).collect::<Result<_, _>>()?)

@@ -6,12 +6,18 @@
 //!
 //! The order matters: attach the program, then bind sockets with their fill rings prefilled, then put them into the
 //! XSKMAP. Until then XDP passes everything to the kernel.
+//!
+//! An interface may be deleted and come back. Its sockets are then dead, but the loaded program and what it counted stay,
+//! and hang on the new interface as soon as there is one (`reattach.rs` looks after that).
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use netfwd_common::abi::{MAX_QUEUES, Policy};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_error;
 use thiserror::Error;
 use tracing::info;
 
@@ -66,8 +72,8 @@ pub enum UnderlayError {
 
 /// An interface, its program and its sockets.
 pub struct Underlay {
-    /// Its name.
-    pub interface: String,
+    config: config::Underlay,
+    /// How many have a worker.
     queues: usize,
     program: Option<XdpProgram>,
     log: Option<XdpLog>,
@@ -98,7 +104,8 @@ pub fn queue_count(config: &config::Underlay) -> Result<usize, UnderlayError> {
 /// XDP passes those to the kernel, and AF_XDP would carry the shorter ones of the same flow past them.
 fn oversized<'t>(link: &Link, table: &'t ForwardingTable) -> Option<&'t Tunnel> {
     let longest = |tunnel: &Tunnel| usize::from(tunnel.mtu) + usize::from(overhead(tunnel.kind, tunnel.local));
-    let mut here = table.tunnels().iter().filter(|tunnel| link.addresses.contains(&tunnel.local));
+    let is_here = |local: &IpAddr| local.is_unspecified() || link.addresses.contains(local);
+    let mut here = table.tunnels().iter().filter(|tunnel| is_here(&tunnel.local));
     here.find(|tunnel| ChunkSize::for_mtu(longest(tunnel), 0).is_none())
 }
 
@@ -108,83 +115,88 @@ pub fn verify_policy(config: &config::Underlay) -> VerifyPolicy {
 }
 
 impl Underlay {
-    /// Attaches XDP as configured and opens a socket for each of `queues`, which receives it.
+    /// Attaches XDP as configured and opens a socket for each of the first `queues`; none where the kernel's sockets have
+    /// to do.
     pub fn open(
         config: &config::Underlay,
         link: &Link,
         table: &ForwardingTable,
-        queues: &mut [Vec<worker::Queue>],
-    ) -> Result<Self, UnderlayError> {
-        let mut underlay = Self {
-            interface: config.interface.clone(),
-            queues: queues.len(),
-            program: None,
-            log: None,
-            sockets: Vec::new(),
-        };
+        queues: usize,
+    ) -> Result<(Self, Vec<worker::Queue>), UnderlayError> {
+        let mut underlay = Self { config: config.clone(), queues, program: None, log: None, sockets: Vec::new() };
+        let interface = &config.interface;
         if config.xdp == XdpMode::Off {
-            info!("underlay {}: kernel sockets only (xdp = \"off\")", underlay.interface);
-            return Ok(underlay);
+            info!("underlay {interface}: kernel sockets only (xdp = \"off\")");
+            return Ok((underlay, Vec::new()));
         }
         let may_fall_back = config.xdp == XdpMode::Auto && config.zero_copy != config::ZeroCopy::Require;
-        if may_fall_back && let Some(tunnel) = oversized(link, table) {
-            let (interface, name, mtu) = (&underlay.interface, &tunnel.name, tunnel.mtu);
+        if may_fall_back && let Some(Tunnel { name, mtu, .. }) = oversized(link, table) {
             info!(
                 "underlay {interface}: kernel sockets only: {name}'s MTU of {mtu} is more than an AF_XDP buffer holds"
             );
-            return Ok(underlay);
+            return Ok((underlay, Vec::new()));
         }
-        match underlay.accelerate(config, link, table, queues) {
+        match underlay.accelerate(link, table) {
             Err(error) if may_fall_back => {
-                info!("underlay {}: kernel sockets only: {error}", underlay.interface);
+                info!("underlay {interface}: kernel sockets only: {error}");
                 underlay.close();
+                Ok((underlay, Vec::new()))
             }
-            outcome => outcome?,
+            outcome => outcome.map(|queues| (underlay, queues)),
         }
-        Ok(underlay)
     }
 
-    fn accelerate(
-        &mut self,
-        config: &config::Underlay,
-        link: &Link,
-        table: &ForwardingTable,
-        queues: &mut [Vec<worker::Queue>],
-    ) -> Result<(), UnderlayError> {
-        let failed = |error| UnderlayError::Xdp { interface: config.interface.clone(), source: Box::new(error) };
-        let policy = Policy {
-            verify: config.verify as u8,
-            accept_partial: u8::from(config.accept_partial),
-            debug: u8::from(config.debug),
-            // At most 3,840, and a multiple of 64.
-            frame_limit: (chunk_size(link).frame_limit(0) / 64) as u8,
-        };
-        let mut program = XdpProgram::load(table, policy).map_err(failed)?;
-        let wanted = if config.xdp == XdpMode::Generic { AttachMode::Generic } else { AttachMode::Native };
-        if config.debug {
-            self.log = Some(program.take_log().map_err(failed)?);
+    fn accelerate(&mut self, link: &Link, table: &ForwardingTable) -> Result<Vec<worker::Queue>, UnderlayError> {
+        let program = XdpProgram::load(table, self.policy(link));
+        let program = self.program.insert(program.map_err(|error| refused(&self.config, error))?);
+        if self.config.debug {
+            self.log = Some(program.take_log().map_err(|error| refused(&self.config, error))?);
         }
-        let attached = program.attach(&config.interface, wanted).map_err(failed)?;
-        let mut opened = Vec::new();
-        for queue in 0..queues.len() as u32 {
+        let queues = self.attach(link)?;
+        Ok(queues)
+    }
+
+    /// Hangs the program on `link` and opens its sockets; nothing of it stays if that fails. Logs what came of it.
+    pub fn attach(&mut self, link: &Link) -> Result<Vec<worker::Queue>, UnderlayError> {
+        let attached = self.try_attach(link);
+        match &attached {
+            Ok((mode, _)) => info!("underlay {}: {}", self.config.interface, self.describe(*mode)),
+            Err(_) => self.detach(),
+        }
+        attached.map(|(_, queues)| queues)
+    }
+
+    fn try_attach(&mut self, link: &Link) -> Result<(AttachedMode, Vec<worker::Queue>), UnderlayError> {
+        let (config, policy) = (&self.config, self.policy(link));
+        let failed = |error| refused(config, error);
+        let queues = queue_count(config)?.min(self.queues);
+        let Some(program) = &mut self.program else { return Ok((AttachedMode::Native, Vec::new())) };
+        program.set_policy(policy).map_err(failed)?;
+        let wanted = if config.xdp == XdpMode::Generic { AttachMode::Generic } else { AttachMode::Native };
+        let mode = program.attach(&config.interface, wanted).map_err(failed)?;
+        let mut sockets = Vec::new();
+        for queue in 0..queues as u32 {
             let socket = open_socket(config, link, queue)?;
             program.register_socket(queue, socket.as_fd()).map_err(failed)?;
-            opened.push(socket);
+            sockets.push(socket);
         }
-        for ((queue, socket), owner) in (0..).zip(opened).zip(queues) {
-            owner.push(self.watch(config, queue, socket)?);
-        }
-        self.program = Some(program);
-        info!("underlay {}: {}", self.interface, self.describe(attached));
-        Ok(())
+        let watched = (0..).zip(sockets).map(|(queue, socket)| self.watch(queue, socket)).collect::<Result<_, _>>()?;
+        Ok((mode, watched))
     }
 
-    fn watch(
-        &mut self,
-        config: &config::Underlay,
-        queue: u32,
-        socket: xsk::Socket,
-    ) -> Result<worker::Queue, UnderlayError> {
+    /// The program's switches.
+    fn policy(&self, link: &Link) -> Policy {
+        Policy {
+            verify: self.config.verify as u8,
+            accept_partial: u8::from(self.config.accept_partial),
+            debug: u8::from(self.config.debug),
+            // At most 3,840, and a multiple of 64.
+            frame_limit: (chunk_size(link).frame_limit(0) / 64) as u8,
+        }
+    }
+
+    fn watch(&mut self, queue: u32, socket: xsk::Socket) -> Result<worker::Queue, UnderlayError> {
+        let config = &self.config;
         let failed = |source| UnderlayError::Channels { interface: config.interface.clone(), source };
         let statistics = socket.as_fd().try_clone_to_owned().map_err(failed)?;
         let gauges = Arc::new(FrameGauges::default());
@@ -192,10 +204,42 @@ impl Underlay {
         Ok(worker::Queue::new(socket, verify_policy(config), config.busy_poll, gauges))
     }
 
+    /// Its interface's name.
+    pub fn interface(&self) -> &str {
+        &self.config.interface
+    }
+
+    /// Whether the interface was taken away from under the sockets; each socket says it once.
+    pub fn has_lost_interface(&self) -> bool {
+        self.sockets.iter().any(|socket| matches!(socket_error(&socket.statistics), Ok(Err(Errno::NETDOWN))))
+    }
+
+    /// Whether it has a program that hangs nowhere.
+    pub fn is_detached(&self) -> bool {
+        self.program.is_some() && self.sockets.is_empty()
+    }
+
+    /// Gives up interface and sockets; packets reach the kernel's sockets. The program stays loaded, and so do its counts.
+    pub fn detach(&mut self) {
+        self.sockets.clear();
+        if let Some(program) = &mut self.program {
+            program.detach();
+        }
+    }
+
     fn describe(&self, mode: AttachedMode) -> String {
         let zero_copy = self.sockets.iter().filter(|socket| socket.mode == xsk::Mode::ZeroCopy.as_str()).count();
         let queues = self.sockets.len();
         format!("XDP {mode}, {queues} queues, {zero_copy} of them zero-copy")
+    }
+
+    /// Steers by another table from now on.
+    pub fn update_table(&mut self, table: &ForwardingTable) {
+        if let Some(program) = &mut self.program
+            && let Err(error) = program.update_table(table)
+        {
+            tracing::warn!("underlay {}: a new port takes the kernel's sockets: {error}", self.config.interface);
+        }
     }
 
     /// Detaches XDP: from here on packets reach the kernel's sockets.
@@ -212,17 +256,18 @@ impl Underlay {
 
     /// Adds what XDP and the sockets counted.
     pub fn report(&self, scrape: &mut Scrape) {
+        let interface = self.interface();
         if let Some(program) = &self.program {
             match program.counters() {
-                Ok(counts) => counts.report(&self.interface, scrape),
-                Err(error) => tracing::warn!("underlay {}: XDP counters: {error}", self.interface),
+                Ok(counts) => counts.report(interface, scrape),
+                Err(error) => tracing::warn!("underlay {interface}: XDP counters: {error}"),
             }
         }
         for socket in &self.sockets {
-            socket.report(&self.interface, scrape);
+            socket.report(interface, scrape);
         }
         for queue in self.sockets.len()..self.queues {
-            scrape.add(Family::XskMode, &[&self.interface, &queue.to_string(), "off"], 1);
+            scrape.add(Family::XskMode, &[interface, &queue.to_string(), "off"], 1);
         }
     }
 }
@@ -243,6 +288,10 @@ impl Watched {
         };
         counts.report(interface, self.queue, scrape);
     }
+}
+
+fn refused(config: &config::Underlay, error: xdp::XdpError) -> UnderlayError {
+    UnderlayError::Xdp { interface: config.interface.clone(), source: Box::new(error) }
 }
 
 fn open_socket(config: &config::Underlay, link: &Link, queue: u32) -> Result<xsk::Socket, UnderlayError> {

@@ -3,7 +3,8 @@
 //! A worker owns queue *i* of everything: the AF_XDP sockets of the underlays, the UDP sockets of the tunnels, the
 //! TUN/TAP queues, its coalescer and its counters. It sleeps in epoll until one of them has something, works off one
 //! batch, and looks again; nothing is held between batches. It shares with its siblings only what is immutable (the
-//! forwarding table), atomic (the forwarding database) or the kernel's (the send sockets).
+//! forwarding table), atomic (the forwarding database), the kernel's (the send sockets), or locked once a batch (WireGuard's
+//! peers).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,11 +22,14 @@ use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::{Counters, Direction};
 use crate::datapath::table::{ForwardingTable, VerifyPolicy, address_bytes};
 use crate::datapath::tunnel::decap::SocketOrigin;
+use crate::io::listen_port::PortSockets;
 use crate::io::tun::{READ_LEN, TunQueues};
 use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
 use crate::io::udp_send::UdpSender;
 use crate::io::xsk;
+use crate::order::{Order, OrderInbox};
 use crate::published::FrameGauges;
+use crate::wireguard::path::{Onward, PortIndex, WireGuardPath};
 
 /// Packets of one AF_XDP batch, and so the most that can meet in one superframe.
 pub const BATCH: usize = 256;
@@ -85,8 +89,8 @@ pub struct Shared {
 
 /// What one worker owns.
 pub struct Parts {
-    /// One per underlay with XDP.
-    pub queues: Vec<Queue>,
+    /// By underlay; `None` where the kernel's sockets receive alone.
+    pub queues: Vec<Option<Queue>>,
     /// One per tunnel address and port.
     pub endpoints: Vec<Endpoint>,
     /// One per tunnel.
@@ -97,6 +101,10 @@ pub struct Parts {
     pub ingress: Ingress,
     /// Overlay → underlay.
     pub egress: Egress,
+    /// Both ways of WireGuard tunnels.
+    pub wireguard: WireGuardPath,
+    /// What changes while it runs.
+    pub orders: OrderInbox,
     /// What it counts.
     pub counters: Arc<Counters>,
     /// Spin instead of sleeping.
@@ -119,6 +127,8 @@ enum Ready {
     Queue(usize),
     Endpoint(usize),
     Device(usize),
+    Port(PortIndex),
+    Orders,
 }
 
 impl Ready {
@@ -128,6 +138,8 @@ impl Ready {
             Self::Queue(index) => (1, index),
             Self::Endpoint(index) => (2, index),
             Self::Device(index) => (3, index),
+            Self::Port(PortIndex(index)) => (4, index),
+            Self::Orders => (5, 0),
         };
         (kind << 32) | index as u64
     }
@@ -138,6 +150,8 @@ impl Ready {
             1 => Self::Queue(index),
             2 => Self::Endpoint(index),
             3 => Self::Device(index),
+            4 => Self::Port(PortIndex(index)),
+            5 => Self::Orders,
             _ => Self::Stop,
         }
     }
@@ -147,10 +161,13 @@ impl Worker {
     /// Watches everything in `parts`, and `stop`, whose readability ends [`Self::run`].
     pub fn new(shared: Shared, parts: Parts, stop: &OwnedFd) -> io::Result<Self> {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let worker = Self { shared, parts, poll, buffers: ReceiveBuffers::new(), frame: vec![0; READ_LEN].into() };
+        let (buffers, frame) = (ReceiveBuffers::new(), vec![0; READ_LEN].into());
+        let worker = Self { shared, parts, poll, buffers, frame };
         worker.watch(stop, Ready::Stop)?;
         for (index, queue) in worker.parts.queues.iter().enumerate() {
-            worker.watch(&queue.socket, Ready::Queue(index))?;
+            if let Some(queue) = queue {
+                worker.watch(&queue.socket, Ready::Queue(index))?;
+            }
         }
         for (index, endpoint) in worker.parts.endpoints.iter().enumerate() {
             worker.watch(&endpoint.socket, Ready::Endpoint(index))?;
@@ -158,6 +175,10 @@ impl Worker {
         for (index, device) in worker.parts.devices.iter().enumerate() {
             worker.watch(device, Ready::Device(index))?;
         }
+        for (index, socket) in worker.parts.wireguard.receivers() {
+            worker.watch(socket, Ready::Port(index))?;
+        }
+        worker.watch(&worker.parts.orders, Ready::Orders)?;
         Ok(worker)
     }
 
@@ -171,7 +192,7 @@ impl Worker {
         let mut events = Vec::with_capacity(64);
         loop {
             heartbeat.beat(Instant::now());
-            for queue in &self.parts.queues {
+            for queue in self.parts.queues.iter().flatten() {
                 queue.socket.wake_if_needed();
             }
             let timeout = if self.parts.busy_poll { &NO_WAIT } else { &IDLE };
@@ -188,6 +209,7 @@ impl Worker {
             for event in &events {
                 match Ready::from_token(event.data.u64()) {
                     Ready::Stop => return self.drain(),
+                    Ready::Orders => self.take_orders(started)?,
                     ready => self.serve(ready, started),
                 }
             }
@@ -200,18 +222,65 @@ impl Worker {
     fn serve(&mut self, ready: Ready, now: Instant) {
         let now_seconds = now.duration_since(self.shared.epoch).as_secs() as u32;
         match ready {
-            Ready::Stop => {}
+            Ready::Stop | Ready::Orders => {}
             Ready::Queue(index) => self.ingress_queue(index, now_seconds),
             Ready::Endpoint(index) => self.ingress_endpoint(index, now_seconds),
             Ready::Device(index) => self.egress_device(index, now_seconds),
+            Ready::Port(index) => self.ingress_port(index),
         }
     }
 
-    /// NIC → AF_XDP → lookup → decap → vet → coalesce → TUN/TAP.
+    /// Seldom: a port changed, an underlay was deleted or is back.
+    fn take_orders(&mut self, now: Instant) -> io::Result<()> {
+        self.parts.orders.silence();
+        while let Some(order) = self.parts.orders.next() {
+            match order {
+                Order::Table(table) => self.shared.table = table,
+                Order::Port { tunnel, sockets } => self.change_port(tunnel, sockets)?,
+                Order::QueueLost { underlay } => self.drop_queue(underlay, now),
+                Order::QueueAttached { underlay, queue } => {
+                    self.drop_queue(underlay, now);
+                    self.take_queue(underlay, *queue)?;
+                }
+            }
+        }
+        self.parts.busy_poll = self.parts.queues.iter().flatten().any(Queue::is_busy_polled);
+        Ok(())
+    }
+
+    fn change_port(&mut self, tunnel: TunnelIndex, sockets: PortSockets) -> io::Result<()> {
+        // By hand: epoll watches a socket as long as anyone has a descriptor of it.
+        for (_, socket) in self.parts.wireguard.receivers_of(tunnel) {
+            let _ = epoll::delete(&self.poll, socket);
+        }
+        self.parts.wireguard.change_port(tunnel, sockets);
+        for (index, socket) in self.parts.wireguard.receivers_of(tunnel) {
+            self.watch(socket, Ready::Port(index))?;
+        }
+        Ok(())
+    }
+
+    /// What its ring still holds arrived before the loss.
+    fn drop_queue(&mut self, underlay: usize, now: Instant) {
+        (0..DRAIN_ROUNDS * 2).for_each(|_| self.serve(Ready::Queue(underlay), now));
+        if let Some(queue) = self.parts.queues.get_mut(underlay).and_then(Option::take) {
+            let _ = epoll::delete(&self.poll, &queue.socket);
+        }
+    }
+
+    fn take_queue(&mut self, underlay: usize, queue: Queue) -> io::Result<()> {
+        self.watch(&queue.socket, Ready::Queue(underlay))?;
+        if let Some(place) = self.parts.queues.get_mut(underlay) {
+            *place = Some(queue);
+        }
+        Ok(())
+    }
+
+    /// NIC → AF_XDP → lookup → decap (or open) → vet → coalesce → TUN/TAP.
     fn ingress_queue(&mut self, index: usize, now_seconds: u32) {
-        let Parts { queues, devices, ingress, counters, .. } = &mut self.parts;
+        let Parts { queues, devices, ingress, counters, wireguard, .. } = &mut self.parts;
         let Shared { table, fdbs, .. } = &self.shared;
-        let Some(queue) = queues.get_mut(index) else { return };
+        let Some(queue) = queues.get_mut(index).and_then(Option::as_mut) else { return };
         let refused_before = queue.socket.refused();
         queue.socket.recv(&mut queue.batch, BATCH);
         count_refused(counters, refused_before, queue.socket.refused());
@@ -224,7 +293,9 @@ impl Worker {
             counters.tunnel(tunnel).fdb_full.add(u64::from(outcome == Learned::Full));
         };
         ingress.set_policy(queue.verify);
-        ingress.run(table, &mut learn, counters, received, devices);
+        let mut sealed = wireguard.messages();
+        ingress.run(table, &mut learn, &mut |message| sealed.push(message), counters, received, devices);
+        wireguard.deliver(sealed, Onward { table, ingress, counters, sink: devices });
         queue.socket.release(&mut queue.batch);
         queue.gauges.publish(queue.socket.frame_counts());
     }
@@ -253,19 +324,33 @@ impl Worker {
             counters.tunnel(tunnel).fdb_full.add(u64::from(outcome == Learned::Full));
         };
         ingress.set_policy(endpoint.verify);
-        ingress.run(table, &mut learn, counters, received, devices);
+        // No port serves both kinds, so there are no sealed messages here.
+        ingress.run(table, &mut learn, &mut |_| {}, counters, received, devices);
         counters.udp_receive_drops.add(endpoint.socket.drops() - dropped_before);
     }
 
-    /// TUN/TAP → route → segment → encap → UDP socket.
+    /// Kernel → UDP socket → open → vet → coalesce → TUN.
+    fn ingress_port(&mut self, index: PortIndex) {
+        let Parts { devices, ingress, counters, wireguard, .. } = &mut self.parts;
+        let table = &self.shared.table;
+        wireguard.receive(index, &mut self.buffers, Onward { table, ingress, counters, sink: devices });
+    }
+
+    /// TUN/TAP → route → segment → encap (or seal) → UDP socket.
     fn egress_device(&mut self, index: usize, now_seconds: u32) {
-        let Parts { devices, egress, sender, counters, .. } = &mut self.parts;
+        let Parts { devices, egress, sender, counters, wireguard, .. } = &mut self.parts;
         let around = Surroundings { table: &self.shared.table, fdbs: &self.shared.fdbs, counters, now_seconds };
         let tunnel = TunnelIndex(index as u16);
         let Some(device) = devices.get_mut(tunnel) else { return };
         for _ in 0..DEVICE_BURST {
             match device.read(&mut self.frame) {
-                Ok(Some(len)) => egress.run(&around, tunnel, &mut self.frame[..len.min(READ_LEN)], sender),
+                Ok(Some(len)) => {
+                    let frame = &mut self.frame[..len.min(READ_LEN)];
+                    match wireguard.carries(tunnel) {
+                        true => wireguard.seal(tunnel, frame, counters),
+                        false => egress.run(&around, tunnel, frame, sender),
+                    }
+                }
                 Ok(None) => break,
                 Err(error) => {
                     counters.tunnel(tunnel).tun_errors.count(&error);

@@ -1,8 +1,9 @@
 //! The binary from outside: exit codes, and one clear line on stderr.
 
-use std::net::UdpSocket;
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 /// A configuration file that goes with its test.
 struct ConfigFile(PathBuf);
@@ -146,10 +147,22 @@ fn without_privileges_run_exits_1_and_names_what_is_missing() {
 struct Namespace(String);
 
 impl Namespace {
-    fn new() -> Self {
-        let namespace = Self(format!("nfcli{}", std::process::id()));
+    fn new(name: &str) -> Self {
+        let namespace = Self(format!("nfcli{}-{name}", std::process::id()));
         ip(&["netns", "add", &namespace.0]);
         namespace
+    }
+
+    /// A command in it.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]);
+        command
+    }
+
+    fn check(&self, file: &ConfigFile) -> Output {
+        let mut command = self.command(env!("CARGO_BIN_EXE_netfwd"));
+        command.args(["check", "--config", file.path()]).output().expect("ip is installed")
     }
 
     fn ip(&self, arguments: &[&str]) {
@@ -173,18 +186,81 @@ fn a_kernel_vxlan_device_on_the_port_is_named() {
     if !root_or_skip("a_kernel_vxlan_device_on_the_port_is_named") {
         return;
     }
-    let namespace = Namespace::new();
+    let namespace = Namespace::new("kernel");
     namespace.ip(&["link", "set", "lo", "up"]);
     namespace.ip(&["link", "add", "kvx0", "type", "vxlan", "id", "9", "dstport", "4789", "local", "127.0.0.1"]);
     namespace.ip(&["link", "set", "kvx0", "up"]);
     let file = ConfigFile::new("kernel", &loopback(4789, "").replace("127.0.0.78", "127.0.0.1"));
-    let output = Command::new("ip")
-        .args(["netns", "exec", &namespace.0, env!("CARGO_BIN_EXE_netfwd"), "check", "--config", file.path()])
-        .output()
-        .expect("ip is installed");
+    let output = namespace.check(&file);
     let line = format!(
         "{}:11: tunnel.port: UDP port 4789 on 127.0.0.1 is taken by the kernel's VXLAN device kvx0",
         file.path()
     );
     assert_ends(&output, 1, &line);
+}
+
+/// A process that ends with its test.
+struct Background(Child);
+
+impl Background {
+    /// Waits until it has said `line` on stderr.
+    fn start(command: &mut Command, line: &str) -> Self {
+        let mut background = Self(command.stderr(Stdio::piped()).spawn().expect("it starts"));
+        let said = BufReader::new(background.0.stderr.take().expect("a pipe"));
+        let mut before = Vec::new();
+        for text in said.lines().map_while(Result::ok) {
+            if text.contains(line) {
+                return background;
+            }
+            before.push(text);
+        }
+        panic!("it ended without saying {line:?}: {before:?}");
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_a_running_netfwd_holds_is_a_note_and_what_another_program_holds_a_fault() {
+    if !root_or_skip("what_a_running_netfwd_holds_is_a_note_and_what_another_program_holds_a_fault") {
+        return;
+    }
+    let namespace = Namespace::new("running");
+    namespace.ip(&["link", "set", "lo", "up"]);
+    let text = loopback(4789, "").replace("127.0.0.1:0", "127.0.0.1:9477");
+    let file = ConfigFile::new("running", &text);
+    let mut run = namespace.command(env!("CARGO_BIN_EXE_netfwd"));
+    // `ip netns exec` becomes the program it starts.
+    let running = Background::start(run.args(["run", "--config", file.path()]), "ready");
+    let output = namespace.check(&file);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let note = format!(
+        "note: netfwd runs here already (process {}) and has the device nfcli7, UDP port 4789 on 127.0.0.78, TCP port 9477 \
+         on 127.0.0.1: it must end before another starts\n",
+        running.0.id()
+    );
+    assert!(said.ends_with(&note), "{said}");
+    // A second start is refused all the same.
+    let mut run = namespace.command(env!("CARGO_BIN_EXE_netfwd"));
+    let output = run.args(["run", "--config", file.path()]).output().expect("it ends");
+    assert_eq!(output.status.code(), Some(1));
+
+    // What else is wrong is still a fault, and the only one that is told.
+    let worse = ConfigFile::new("worse", &text.replace("vni = 7", "vni = 7\nmtu = 65535"));
+    let output = namespace.check(&worse);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.lines().count() == 1 && said.contains("tunnel.mtu"), "{said}");
+
+    drop(running);
+    let inside = xtask::lab::Namespace::open(&namespace.0).expect("it is there");
+    let _other = inside.run(|| TcpListener::bind("127.0.0.1:9477")).expect("inside").expect("a free port");
+    let output = namespace.check(&file);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("cannot listen on 127.0.0.1:9477"), "{said}");
 }

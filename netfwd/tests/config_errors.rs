@@ -83,7 +83,7 @@ fn unknown_keys_are_refused_with_those_that_exist() {
     ]);
     assert!(
         lines(&vxlan(&[], "vlan = 7\n"))
-            .starts_with("gw.toml:10: tunnel.vlan: unknown key; known here: name, kind, vni,")
+            .starts_with("gw.toml:10: tunnel.vlan: unknown key; known here: name, kind, addresses, mtu, vni,")
     );
 }
 
@@ -91,10 +91,10 @@ fn unknown_keys_are_refused_with_those_that_exist() {
 fn kinds_that_are_not_supported_are_named_with_those_that_are() {
     refused(&[
         (
-            vxlan(&[("kind", "\"wireguard\"")], ""),
-            "gw.toml:6: tunnel.kind: \"wireguard\" is not one of \"vxlan\", \"vxlan-gpe\"",
+            vxlan(&[("kind", "\"geneve\"")], ""),
+            "gw.toml:6: tunnel.kind: \"geneve\" is not one of \"vxlan\", \"vxlan-gpe\", \"wireguard\"",
         ),
-        (vxlan(&[("kind", "")], ""), "gw.toml:4: tunnel.kind: missing: \"vxlan\" or \"vxlan-gpe\""),
+        (vxlan(&[("kind", "")], ""), "gw.toml:4: tunnel.kind: missing: \"vxlan\", \"vxlan-gpe\" or \"wireguard\""),
     ]);
 }
 
@@ -361,10 +361,10 @@ fn what_is_not_said_has_its_default() {
     assert_eq!((underlay.verify, underlay.accept_partial, underlay.busy_poll), (Verify::Drop, false, false));
     assert!(config.gro.tcp && config.gro.udp && !config.gro.udp_zero_checksum);
     let tunnel = &config.tunnels[0];
-    assert_eq!((tunnel.kind, tunnel.port, tunnel.mtu), (TunnelKind::VxlanGpe, 4790, None));
-    assert!(!tunnel.learning && !tunnel.udp_checksum);
+    assert_eq!((tunnel.kind(), tunnel.port, tunnel.mtu), (TunnelKind::VxlanGpe, 4790, None));
+    assert!(tunnel.vxlan().is_some_and(|vxlan| !vxlan.learning && !vxlan.udp_checksum));
     let vxlan = Config::parse(&vxlan(&[], ""), Path::new("gw.toml")).expect("valid");
-    assert_eq!((vxlan.tunnels[0].port, vxlan.tunnels[0].learning), (4789, true));
+    assert_eq!((vxlan.tunnels[0].port, vxlan.tunnels[0].vxlan().map(|vxlan| vxlan.learning)), (4789, Some(true)));
 }
 
 proptest::proptest! {

@@ -1,10 +1,17 @@
-//! The machine changes under a running gateway: a smaller MTU, an interface down and up. Afterwards all is as before.
+//! The machine changes under a running gateway: a smaller MTU, an interface down and up, or deleted and made again.
+//! Afterwards all is as before.
 
 mod e2e;
+
+use std::time::Duration;
 
 use e2e::packets::{bound, received};
 use e2e::{FAMILIES, Rig, equal, mixed};
 use xtask::lab::{Family, Options, Tunnel};
+use xtask::machine::wait_until;
+
+/// The control thread looks once a second, at an interface that refuses every 16 s; the rest is for a busy machine.
+const LOOKS: Duration = Duration::from_secs(30);
 
 /// What no longer fits is fragmented by the kernel, superframes included.
 fn a_shrunken_underlay_still_carries(tunnel: Tunnel) {
@@ -48,6 +55,105 @@ fn the_underlay_may_go_down_and_come_back() {
         rig.tcp_out(Family::V4, 2, 4_000_000);
         rig.udp_in(Family::V4, equal(), 2_000);
     });
+    assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
+    rig.stop();
+}
+
+/// Waits until so many queues of the underlay are in that mode.
+fn await_mode(rig: &Rig, mode: &str, queues: f64) {
+    let in_mode = || rig.metrics().metric("netfwd_xsk_mode_info", &[("interface", "under0"), ("mode", mode)]);
+    wait_until(LOOKS, || in_mode() == queues);
+    assert_eq!(in_mode(), queues, "queues in mode {mode}");
+}
+
+/// Deletes the underlay amid TCP both ways, makes it again, and expects the same connections to end well.
+fn an_underlay_is_lost_and_comes_back(options: Options) {
+    let queues = f64::from(options.queues);
+    let Some(rig) = Rig::start(options) else { return };
+    std::thread::scope(|scope| {
+        let inwards = scope.spawn(|| rig.tcp_in(Family::V4, 2, 30_000_000));
+        let outwards = scope.spawn(|| rig.tcp_out(Family::V6, 2, 30_000_000));
+        wait_until(LOOKS, || rig.metrics().sum("netfwd_receive_packets_total") > 5_000.0);
+        rig.lab.delete_underlay().expect("deleted");
+        await_mode(&rig, "off", queues);
+        assert_eq!(rig.netfwd.get("/healthz").expect("healthy"), "ok\n");
+        assert!(!inwards.is_finished() && !outwards.is_finished(), "nothing was under way at the loss");
+        rig.lab.restore_underlay().expect("restored");
+        await_mode(&rig, "copy", queues);
+    });
+    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 4, 4_000_000));
+    assert!(growth.redirected() >= 16_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
+    rig.tcp_out(Family::V4, 4, 4_000_000);
+    let said = |text| rig.netfwd.log().lines().filter(|line| line.contains(text)).count();
+    assert_eq!((said("the interface is gone"), said("underlay under0: XDP native")), (1, 2), "{}", rig.netfwd.log());
+    rig.stop();
+}
+
+#[test]
+fn a_deleted_underlay_that_is_made_again_gets_xdp_and_its_sockets_back() {
+    an_underlay_is_lost_and_comes_back(Options::default());
+}
+
+#[test]
+fn so_do_all_its_queues() {
+    an_underlay_is_lost_and_comes_back(Options { queues: 2, ..Options::default() });
+}
+
+#[test]
+fn an_underlay_may_come_back_again_and_again() {
+    let Some(rig) = Rig::start(Options::default()) else { return };
+    for _ in 0..3 {
+        rig.lab.delete_underlay().expect("deleted");
+        rig.lab.restore_underlay().expect("restored");
+        // Between the two looks it may have been off or not.
+        await_a_redirect(&rig);
+    }
+    rig.a_little_of_everything();
+    rig.stop();
+}
+
+/// Sends until a packet comes through AF_XDP.
+fn await_a_redirect(rig: &Rig) {
+    let target = rig.lab.gateway_address(Family::V4);
+    let ping = || rig.lab.peer.exec(&format!("ping -c 1 -W 1 {target}")).ok();
+    wait_until(LOOKS, || rig.during(ping).1.redirected() > 0.0);
+    let (_, growth) = rig.during(ping);
+    assert!(growth.redirected() > 0.0, "the underlay is back, but nothing comes through AF_XDP");
+}
+
+/// It keeps its index and its XDP program, but its sockets are dead.
+#[test]
+fn an_underlay_that_visits_another_namespace_gets_its_sockets_back() {
+    let Some(rig) = Rig::start(Options::default()) else { return };
+    let (gateway, server) = (&rig.lab.gateway, &rig.lab.server);
+    gateway.ip(&format!("link set under0 netns {}", server.name())).expect("there");
+    await_mode(&rig, "off", 1.0);
+    server.ip(&format!("link set under0 netns {}", gateway.name())).expect("and back");
+    for change in ["link set under0 up", "address add 10.9.0.2/24 dev under0"] {
+        gateway.ip(change).expect(change);
+    }
+    await_mode(&rig, "copy", 1.0);
+    await_a_redirect(&rig);
+    rig.stop();
+}
+
+/// veth refuses XDP while its peer has more transmit queues than it has receive queues.
+#[test]
+fn an_underlay_that_comes_back_and_refuses_xdp_is_used_through_the_kernels_sockets_until_it_takes_it() {
+    let Some(rig) = Rig::start(Options { queues: 2, ..Options::default() }) else { return };
+    let receive_queues = |count| rig.lab.gateway.exec(&format!("ethtool -L under0 rx {count}")).expect("queues");
+    rig.pause();
+    rig.lab.delete_underlay().expect("deleted");
+    rig.lab.restore_underlay().expect("restored");
+    receive_queues(1);
+    rig.resume();
+    await_mode(&rig, "off", 2.0);
+    rig.a_little_of_everything();
+    let log = rig.netfwd.log();
+    assert_eq!(log.lines().filter(|line| line.contains("the kernel's sockets have to do")).count(), 1, "{log}");
+    receive_queues(2);
+    await_mode(&rig, "copy", 2.0);
+    let ((), growth) = rig.during(|| rig.a_little_of_everything());
     assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
     rig.stop();
 }

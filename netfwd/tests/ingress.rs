@@ -77,7 +77,7 @@ impl World {
         let learned = &mut self.learned;
         let received = batch.iter_mut().map(|(bytes, origin)| Received { bytes, origin: *origin });
         let mut learn = |tunnel, mac, remote| learned.push((tunnel, mac, remote));
-        ingress.run(&self.table, &mut learn, &self.counters, received, &mut self.sink);
+        ingress.run(&self.table, &mut learn, &mut |_| {}, &self.counters, received, &mut self.sink);
         &self.sink.frames
     }
 

@@ -47,7 +47,7 @@ fn allocations(action: impl FnOnce()) -> usize {
 fn sending_and_receiving_allocate_nothing() {
     in_new_namespace("sending_and_receiving_allocate_nothing", || {
         let local: SocketAddr = "127.0.0.1:4789".parse().unwrap();
-        let options = ReceiveOptions { local, udp6_zero_checksum_rx: false };
+        let options = ReceiveOptions::at(local);
         let mut socket = ReceiveSocket::bind_group(&options, 1).unwrap().remove(0);
         let mut buffers = ReceiveBuffers::new();
         let mut sender = UdpSender::new(vec![Arc::new(SendPool::open(local.ip(), 64).unwrap())]);

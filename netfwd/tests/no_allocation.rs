@@ -145,7 +145,7 @@ fn a_million_packets_allocate_nothing() {
     let mut learned = 0u64;
     let mut run = |sink: &mut Tally| {
         let received = batch.iter_mut().map(|(bytes, origin)| Received { bytes, origin: *origin });
-        ingress.run(&table, &mut |_, _, _| learned += 1, &counters, received, sink);
+        ingress.run(&table, &mut |_, _, _| learned += 1, &mut |_| {}, &counters, received, sink);
     };
     run(&mut sink);
     let (before, packets_before) = (ALLOCATIONS.load(Ordering::Relaxed), sink.packets);

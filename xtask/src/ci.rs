@@ -16,11 +16,27 @@ use crate::setup;
 /// The end-to-end tests share the machine's cores with the traffic they make, so they run one by one.
 const STEPS: [(&str, &[&str], &[&str]); 3] = [
     ("units and properties", &["--lib", "--bins"], &[]),
-    ("the eBPF object and network namespaces", &["--test", "*"], &["--test-threads=1"]),
+    ("the eBPF object and network namespaces", &["--test", "*"], &["--test-threads=1", "--skip", SLOW]),
     ("examples in the documentation", &["--doc"], &[]),
 ];
 
-/// Everything there is to test.
+/// Tests whose names begin like this take minutes each, since the protocol's own times are what they are about.
+const SLOW: &str = "slow_";
+
+/// The slow tests and nothing else.
+pub fn test_slow() -> Result<()> {
+    setup::ensure()?;
+    check_root()?;
+    let mut command = cargo(&["test", "--workspace", "--no-fail-fast", "--test", "e2e_*", "--", "--test-threads=1"]);
+    let totals = run_tests(command.arg(SLOW))?;
+    if totals.failed > 0 || totals.broken {
+        bail!("{} passed, {} failed", totals.passed, totals.failed);
+    }
+    println!("── {} passed, {} failed", totals.passed, totals.failed);
+    Ok(())
+}
+
+/// Everything there is to test, but what is slow.
 pub fn test(arguments: &[String]) -> Result<()> {
     setup::ensure()?;
     check_root()?;
@@ -82,17 +98,19 @@ fn check_root() -> Result<()> {
     Ok(())
 }
 
+/// What test programs have said about their tests.
 #[derive(Debug, Default, PartialEq)]
-struct Totals {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
+pub struct Totals {
+    pub passed: u64,
+    pub failed: u64,
+    pub ignored: u64,
     /// Cargo failed for another reason than a failed test.
     broken: bool,
 }
 
 impl Totals {
-    fn add(&mut self, other: &Self) {
+    /// Adds what others have said.
+    pub fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
@@ -100,7 +118,7 @@ impl Totals {
     }
 
     /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    fn read(&mut self, line: &str) {
+    pub fn read(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         let count = |word: &str| -> u64 {
             let before = result.split(word).next().unwrap_or_default();

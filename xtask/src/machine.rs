@@ -18,6 +18,16 @@ pub fn cpu_time() -> Result<Duration> {
     Ok(Duration::from_secs_f64(busy as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
+/// CPU time a process has had, in user mode and in the kernel, all its threads together.
+pub fn process_cpu_time(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    // The second field is the program's name in parentheses, which may hold anything; utime and stime are 14 and 15.
+    let (_, fields) = stat.rsplit_once(')').context("odd process status")?;
+    let ticks: Vec<u64> = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    Ok(Duration::from_secs_f64(ticks.iter().sum::<u64>() as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
 /// The resident memory of a process in bytes, from `/proc/<pid>/status`.
 pub fn resident_bytes(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
@@ -49,6 +59,17 @@ mod tests {
     fn cpu_time_never_runs_backwards() {
         let before = cpu_time().unwrap();
         assert!(cpu_time().unwrap() >= before);
+    }
+
+    #[test]
+    fn busy_threads_count_as_their_process() {
+        let spin = || {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(200) {}
+        };
+        let before = process_cpu_time(std::process::id()).unwrap();
+        std::thread::spawn(spin).join().unwrap();
+        assert!(process_cpu_time(std::process::id()).unwrap() > before);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod load_command;
 mod measure;
 mod run;
 mod setup;
+mod vm;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -33,12 +34,18 @@ enum Task {
         /// Run the daemon on this machine's interfaces with this configuration, instead of in a lab
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Show a WireGuard tunnel
+        #[arg(long, conflicts_with = "config")]
+        wireguard: bool,
         /// How long the demonstration takes, in seconds
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
     },
     /// Run every test: units, properties, the eBPF object, end to end in network namespaces
     Test {
+        /// Only the tests that take minutes, which are left out otherwise
+        #[arg(long)]
+        slow: bool,
         /// Arguments for the test programs, such as a part of a test's name
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
@@ -50,6 +57,11 @@ enum Task {
     /// Make or remove a lab for exploring by hand
     #[command(subcommand)]
     Lab(lab_command::Task),
+    /// Run the tests on other kernels, in an emulated machine
+    Vm(vm::Arguments),
+    /// The init of that machine
+    #[command(hide = true)]
+    VmGuest,
     /// Send and receive load; for use with `ip netns exec`
     #[command(subcommand, hide = true)]
     Load(load_command::Task),
@@ -77,13 +89,18 @@ fn without_separator(arguments: impl Iterator<Item = OsString>) -> Vec<OsString>
 
 fn perform(task: Task) -> Result<()> {
     match task {
-        Task::Setup => setup::ensure(),
+        Task::Setup => setup::ensure().and_then(|()| setup::ensure_peers()),
         Task::Run { config: Some(config), .. } => run::on_this_machine(&config),
-        Task::Run { config: None, seconds } => run::in_a_lab(seconds),
-        Task::Test { arguments } => ci::test(&arguments),
+        Task::Run { config: None, wireguard, seconds } => {
+            run::in_a_lab(if wireguard { run::Show::WireGuard } else { run::Show::Vxlan }, seconds)
+        }
+        Task::Test { slow: true, .. } => setup::ensure_peers().and_then(|()| ci::test_slow()),
+        Task::Test { slow: false, arguments } => setup::ensure_peers().and_then(|()| ci::test(&arguments)),
         Task::Bench(arguments) => bench::perform(&arguments),
-        Task::Ci => ci::all(),
+        Task::Ci => setup::ensure_peers().and_then(|()| ci::all()),
         Task::Lab(task) => lab_command::perform(&task),
+        Task::Vm(arguments) => vm::perform(arguments),
+        Task::VmGuest => vm::guest(),
         Task::Load(task) => load_command::perform(&task),
     }
 }

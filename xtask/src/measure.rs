@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use xtask::lab::{Config, Family, KernelGateway, Lab, Metrics, Netfwd};
+use xtask::lab::{Config, Device, Family, KernelGateway, Lab, Metrics, Netfwd, Program};
 use xtask::load::{Progress, tcp, udp};
 use xtask::machine;
 
@@ -26,11 +26,22 @@ pub enum Subject {
     NoGro,
     /// The kernel's own tunnel device.
     Kernel,
+    /// gotatun-cli, for WireGuard.
+    Gotatun,
+    /// boringtun-cli, for WireGuard.
+    Boringtun,
+    /// The wireguard-go of this Debian.
+    WireguardGo,
+    /// A newer wireguard-go, which coalesces.
+    WireguardGoGso,
 }
 
 impl Subject {
-    /// All of them, the one to compare with first.
-    pub const ALL: [Self; 4] = [Self::Netfwd, Self::NoXdp, Self::NoGro, Self::Kernel];
+    /// Those for VXLAN, the one to compare with first.
+    pub const VXLAN: [Self; 4] = [Self::Netfwd, Self::NoXdp, Self::NoGro, Self::Kernel];
+    /// Those for WireGuard, the one to compare with first.
+    pub const WIREGUARD: [Self; 5] =
+        [Self::Netfwd, Self::Gotatun, Self::Boringtun, Self::WireguardGo, Self::WireguardGoGso];
 
     /// Its name in tables.
     pub fn name(self) -> &'static str {
@@ -39,18 +50,39 @@ impl Subject {
             Self::NoXdp => "netfwd, xdp off",
             Self::NoGro => "netfwd, gro off",
             Self::Kernel => "kernel",
+            Self::Gotatun | Self::Boringtun | Self::WireguardGo | Self::WireguardGoGso => {
+                self.program().map_or("", Program::name)
+            }
         }
+    }
+
+    /// What runs it, if that is a WireGuard program of others.
+    pub fn program(self) -> Option<Program> {
+        match self {
+            Self::Gotatun => Some(Program::Gotatun),
+            Self::Boringtun => Some(Program::Boringtun),
+            Self::WireguardGo => Some(Program::WireguardGo),
+            Self::WireguardGoGso => Some(Program::WireguardGoGso),
+            Self::Netfwd | Self::NoXdp | Self::NoGro | Self::Kernel => None,
+        }
+    }
+
+    /// Is it netfwd, in whichever form?
+    pub fn is_netfwd(self) -> bool {
+        matches!(self, Self::Netfwd | Self::NoXdp | Self::NoGro)
     }
 
     /// Puts it into the lab's gateway.
     pub fn start<'a>(self, lab: &'a Lab, binary: &Path) -> Result<Gateway<'a>> {
-        let config = match self {
-            Self::Netfwd => Config::of(lab),
-            Self::NoXdp => Config::of(lab).xdp("off"),
-            Self::NoGro => Config::of(lab).gro(false),
-            Self::Kernel => return lab.kernel_gateway().map(Gateway::Kernel),
+        let gateway = match (self, self.program()) {
+            (_, Some(program)) => Gateway::WireGuard(lab.wireguard_gateway(program)?),
+            (Self::Kernel, _) => Gateway::Kernel(lab.kernel_gateway()?),
+            (Self::NoXdp, _) => Gateway::Netfwd(Netfwd::start(lab, binary, &Config::of(lab).xdp("off"))?),
+            (Self::NoGro, _) => Gateway::Netfwd(Netfwd::start(lab, binary, &Config::of(lab).gro(false))?),
+            _ => Gateway::Netfwd(Netfwd::start(lab, binary, &Config::of(lab))?),
         };
-        Netfwd::start(lab, binary, &config).map(Gateway::Netfwd)
+        lab.greet_peer()?;
+        Ok(gateway)
     }
 }
 
@@ -60,27 +92,40 @@ pub enum Gateway<'a> {
     Netfwd(Netfwd),
     /// The kernel's devices, held for what their drop does.
     Kernel(#[expect(dead_code, reason = "removes the devices when dropped")] KernelGateway<'a>),
+    /// A WireGuard program of others.
+    WireGuard(Device),
 }
 
 impl Gateway<'_> {
-    /// A scrape; the kernel has none to offer.
+    /// A scrape; only netfwd has one to offer.
     pub fn metrics(&self) -> Result<Metrics> {
         match self {
             Self::Netfwd(netfwd) => netfwd.metrics(),
-            Self::Kernel(_) => Ok(Metrics::default()),
+            Self::Kernel(_) | Self::WireGuard(_) => Ok(Metrics::default()),
         }
     }
 
-    /// Resident memory in bytes, of a daemon.
-    pub fn resident_bytes(&self) -> Option<u64> {
+    fn process(&self) -> Option<u32> {
         match self {
-            Self::Netfwd(netfwd) => machine::resident_bytes(netfwd.id()).ok(),
+            Self::Netfwd(netfwd) => Some(netfwd.id()),
+            Self::WireGuard(device) => Some(device.id()),
             Self::Kernel(_) => None,
         }
     }
 
+    /// Resident memory in bytes, of a process.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        machine::resident_bytes(self.process()?).ok()
+    }
+
+    /// The CPU time that it has had, of a process.
+    fn cpu_time(&self) -> Option<Duration> {
+        machine::process_cpu_time(self.process()?).ok()
+    }
+
     /// Ends it in the ordinary way.
     pub fn stop(self) -> Result<()> {
+        // The others end when dropped.
         if let Self::Netfwd(mut netfwd) = self {
             let status = netfwd.stop()?;
             if !status.success() {
@@ -139,6 +184,8 @@ pub struct Outcome {
     pub gigabits: f64,
     /// CPU-seconds of the whole machine for each GB of payload.
     pub cpu_per_gigabyte: f64,
+    /// CPU-seconds of the gateway's process for each GB of payload. What soft interrupts do for it is not in it.
+    pub process_per_gigabyte: Option<f64>,
     /// What the gateway counted meanwhile.
     pub counts: Counts,
     /// Share of the datagrams that never came.
@@ -180,7 +227,7 @@ impl Counts {
 pub fn measure(lab: &Lab, gateway: &Gateway<'_>, case: Case, mut each_second: impl FnMut(u64)) -> Result<Outcome> {
     let progress = Arc::new(Progress::default());
     let before = gateway.metrics()?;
-    let cpu = machine::cpu_time()?;
+    let (cpu, process) = (machine::cpu_time()?, gateway.cpu_time());
     let (gigabits, bytes, loss) = thread::scope(|scope| {
         let load = scope.spawn(|| send(lab, case, Arc::clone(&progress)));
         let mut next = Instant::now() + Duration::from_secs(1);
@@ -193,9 +240,11 @@ pub fn measure(lab: &Lab, gateway: &Gateway<'_>, case: Case, mut each_second: im
         }
         load.join().map_err(|_| anyhow!("the load panicked"))?
     })?;
-    let cpu = (machine::cpu_time()? - cpu).as_secs_f64();
+    let per_gigabyte = |time: Duration| time.as_secs_f64() / (bytes as f64 / 1e9);
+    let cpu_per_gigabyte = per_gigabyte(machine::cpu_time()?.saturating_sub(cpu));
+    let process = process.zip(gateway.cpu_time()).map(|(before, after)| after.saturating_sub(before));
     let counts = Counts::between(&before, &gateway.metrics()?);
-    Ok(Outcome { gigabits, cpu_per_gigabyte: cpu / (bytes as f64 / 1e9), counts, loss })
+    Ok(Outcome { gigabits, cpu_per_gigabyte, process_per_gigabyte: process.map(per_gigabyte), counts, loss })
 }
 
 /// Returns Gbit/s, bytes and the share lost.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use xtask::interrupt;
-use xtask::lab::{Lab, METRICS_ADDRESS};
+use xtask::lab::{Lab, METRICS_ADDRESS, Options, Program, Tunnel};
 
 use crate::measure::{Case, Counts, Direction, Gateway, Outcome, Protocol, Subject, measure};
 use crate::{cargo, setup};
@@ -23,25 +23,63 @@ pub fn on_this_machine(config: &Path) -> Result<()> {
     Err(error).with_context(|| format!("cannot run {}", binary.display()))
 }
 
-/// Shows the gateway in a lab, and the kernel's own device beside it.
-pub fn in_a_lab(seconds: f64) -> Result<()> {
+/// What the demonstration is about: the tunnel, and what stands beside netfwd.
+#[derive(Clone, Copy)]
+pub enum Show {
+    /// The kernel's VXLAN device at the far end and beside netfwd.
+    Vxlan,
+    /// wireguard-go at the far end and beside netfwd.
+    WireGuard,
+}
+
+impl Show {
+    fn lab(self) -> Result<Lab> {
+        match self {
+            Self::Vxlan => Lab::new(),
+            Self::WireGuard => Lab::with(Options::with_tunnels([Tunnel::wireguard(Program::WireguardGo)])),
+        }
+    }
+
+    fn subjects(self) -> [Subject; 2] {
+        match self {
+            Self::Vxlan => [Subject::Netfwd, Subject::Kernel],
+            Self::WireGuard => [Subject::Netfwd, Subject::WireguardGo],
+        }
+    }
+
+    fn far_end(self) -> &'static str {
+        match self {
+            Self::Vxlan => "kernel VXLAN",
+            Self::WireGuard => "wireguard-go",
+        }
+    }
+}
+
+/// Shows the gateway in a lab, and another one beside it.
+pub fn in_a_lab(show: Show, seconds: f64) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the lab is made of network namespaces, which need root: sudo -E env PATH=$PATH cargo xtask run");
     }
     setup::ensure()?;
+    if matches!(show, Show::WireGuard) {
+        setup::ensure_peers()?;
+    }
     let binary = cargo::build_netfwd()?;
     interrupt::install();
-    let lab = Lab::new()?;
-    println!("peer (kernel VXLAN) ══ gateway ── server: three network namespaces, MTU 1500, no offloads at the peer");
+    let lab = show.lab()?;
+    println!(
+        "peer ({}) ══ gateway ── server: three network namespaces, MTU 1500, no offloads at the peer",
+        show.far_end()
+    );
     let mut columns = Vec::new();
-    for subject in [Subject::Netfwd, Subject::Kernel] {
-        columns.push(show(&lab, subject, &binary, seconds)?);
+    for subject in show.subjects() {
+        columns.push(perform(&lab, subject, &binary, seconds)?);
         if interrupt::requested() {
             println!("\nstopped; the namespaces are removed");
             return Ok(());
         }
     }
-    summarize(&cases(seconds), &columns);
+    summarize(&cases(seconds), show.subjects(), &columns);
     Ok(())
 }
 
@@ -56,7 +94,7 @@ fn cases(seconds: f64) -> [Case; 4] {
 }
 
 /// Every case through one subject, a line a second.
-fn show(lab: &Lab, subject: Subject, binary: &Path, seconds: f64) -> Result<Vec<Outcome>> {
+fn perform(lab: &Lab, subject: Subject, binary: &Path, seconds: f64) -> Result<Vec<Outcome>> {
     let gateway = subject.start(lab, binary)?;
     announce(lab, &gateway);
     let mut outcomes = Vec::new();
@@ -84,6 +122,9 @@ fn announce(lab: &Lab, gateway: &Gateway<'_>) {
             );
         }
         Gateway::Kernel(_) => println!("\nthe kernel's own VXLAN device in the namespace {name}:"),
+        Gateway::WireGuard(device) => {
+            println!("\n{}, process {}, in the namespace {name}:", device.program().name(), device.id());
+        }
     }
     println!("{:>13} {:>13}  packets merged   packets cut  drops", "peer → server", "server → peer");
 }
@@ -99,8 +140,9 @@ fn print_line(case: Case, gigabits: f64, counts: Counts) {
     println!("{inward:>13} {outward:>13}  {merged:>14} {cut:>13}  {:>5}  {protocol}", counts.drops);
 }
 
-fn summarize(cases: &[Case], columns: &[Vec<Outcome>]) {
-    println!("\n{:24} {:>32} {:>32}", "", "netfwd", "kernel VXLAN");
+fn summarize(cases: &[Case], subjects: [Subject; 2], columns: &[Vec<Outcome>]) {
+    let [first, second] = subjects.map(Subject::name);
+    println!("\n{:24} {first:>32} {second:>32}", "");
     for (row, case) in cases.iter().enumerate() {
         let cells: Vec<String> = columns.iter().filter_map(|column| column.get(row)).map(cell).collect();
         println!("{:24} {}", case.name(), cells.iter().map(|cell| format!("{cell:>32}")).collect::<Vec<_>>().join(" "));

@@ -7,6 +7,8 @@
 //! before it installs anything it says what and why in one line; without root or apt it changes nothing and says what
 //! to do instead. Deliberately absent: rustup. The toolchain that runs this is the one that builds the daemon.
 
+mod peers;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::{cargo, home, search_path, tools};
+pub use peers::{ensure_all_peers, ensure_peers};
 
 /// Debian's compiler with `core` for BPF.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
@@ -43,6 +46,31 @@ pub fn ensure() -> Result<()> {
     missing.install()
 }
 
+/// Installs those of these programs that are missing; each comes with the package it is in.
+pub fn ensure_programs(programs: &[(&'static str, &'static str)], why: &str) -> Result<()> {
+    let packages = missing_packages(programs);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let packages = packages.join(" ");
+    let command = format!("apt-get install --no-install-recommends {packages}");
+    if !rustix::process::geteuid().is_root() || find("apt-get").is_none() {
+        bail!("this machine lacks {packages} ({why}).\nOn Debian or Ubuntu, as root:\n  {command}");
+    }
+    eprintln!("setup: installing {packages} ({why})");
+    refresh_lists()?;
+    let mut install = apt(&["install", "--yes", "--no-install-recommends", "-qq"]);
+    quietly(install.args(packages.split(' '))).with_context(|| format!("try: {command}"))
+}
+
+/// The packages of programs that are nowhere.
+fn missing_packages(programs: &[(&'static str, &'static str)]) -> Vec<&'static str> {
+    let missing = programs.iter().filter(|(program, _)| find(program).is_none());
+    let mut packages: Vec<_> = missing.map(|(_, package)| *package).collect();
+    packages.dedup();
+    packages
+}
+
 /// Everything that is not there.
 struct Missing {
     compiler: bool,
@@ -55,14 +83,11 @@ struct Missing {
 impl Missing {
     fn on_this_machine() -> Self {
         let linker = find("bpf-linker").is_none();
-        let mut programs: Vec<_> =
-            PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
-        programs.dedup();
         Self {
             compiler: !has_nightly_with_source() && !has_debian_core(),
             llvm: linker && !Path::new(LLVM_PREFIX).join("bin/llvm-config").exists(),
             linker,
-            programs,
+            programs: missing_packages(&PROGRAMS),
             promtool: find("promtool").is_none(),
         }
     }
@@ -171,7 +196,7 @@ fn has_debian_core() -> bool {
 }
 
 /// Where a program is.
-fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     search_path().into_iter().map(|directory| directory.join(program)).find(|candidate| candidate.is_file())
 }
 
@@ -182,7 +207,7 @@ fn apt(arguments: &[&str]) -> Command {
 }
 
 /// `apt-get update`, if it was not done lately.
-fn refresh_lists() -> Result<()> {
+pub fn refresh_lists() -> Result<()> {
     let directory = Path::new("/var/lib/apt/lists");
     let mut entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let any = entries.any(|entry| entry.file_name().to_string_lossy().contains("_Packages"));
@@ -194,18 +219,28 @@ fn refresh_lists() -> Result<()> {
 
 /// The package's daemon would be started and come back at every boot, so only the one program is taken out of it.
 fn fetch_promtool() -> Result<()> {
+    fetch_program("prometheus", "promtool", "promtool", &[])
+}
+
+/// Puts one program out of a package among our tools, without installing the package.
+fn fetch_program(package: &str, program: &str, name: &str, options: &[String]) -> Result<()> {
     let tools = tools();
-    let scratch = tools.join("prometheus");
-    fs::create_dir_all(&scratch)?;
-    quietly(apt(&["download", "-qq", "prometheus"]).current_dir(&scratch))?;
-    let package = fs::read_dir(&scratch)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|e| e == "deb"));
-    let package = package.context("apt-get downloaded nothing")?;
-    quietly(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&scratch))?;
-    fs::rename(scratch.join("usr/bin/promtool"), tools.join("promtool"))?;
+    let scratch = tools.join(package);
+    download(package, &scratch, options)?;
+    fs::rename(scratch.join("usr/bin").join(program), tools.join(name))?;
     fs::remove_dir_all(&scratch)?;
+    Ok(())
+}
+
+/// Unpacks a package into a directory, without installing it.
+pub fn download(package: &str, directory: &Path, options: &[String]) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    quietly(apt(&["download", "-qq", package]).args(options).current_dir(directory))?;
+    let mut files = fs::read_dir(directory)?.flatten().map(|entry| entry.path());
+    let file = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    let file = file.context("apt-get downloaded nothing")?;
+    quietly(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(directory))?;
+    fs::remove_file(&file)?;
     Ok(())
 }
 

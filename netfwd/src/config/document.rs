@@ -147,6 +147,14 @@ impl<'a, 's> Section<'a, 's> {
         self.optional(key, parse)
     }
 
+    /// Refuses those of `keys` that are present, whatever they say.
+    pub fn refuse(&mut self, keys: &[&'static str], why: &str) {
+        for key in keys.iter().filter(|key| self.table.contains_key(**key)) {
+            self.asked.push(key);
+            self.fault(key, why);
+        }
+    }
+
     /// The subtable `[key]`, if present.
     pub fn table(&mut self, key: &'static str) -> Option<Section<'a, 's>> {
         let value = self.lookup(key)?;

@@ -1,11 +1,11 @@
 //! From configuration to the forwarding table.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netfwd_common::abi::TunnelKind;
 use netfwd_common::wire::{ethernet, ipv4, ipv6, udp, vxlan, wireguard};
 
-use super::{Config, Tunnel};
+use super::{Config, Protocol, Tunnel, WireGuard};
 use crate::datapath::table::{self, ForwardingTable};
 
 /// Bytes that a tunnel puts around an inner IP packet, from the outer IP header on.
@@ -23,27 +23,44 @@ pub const fn overhead(kind: TunnelKind, local: IpAddr) -> u16 {
 }
 
 impl Tunnel {
-    /// Bytes around an inner IP packet, from the outer IP header on.
+    /// Bytes around an inner IP packet, from the outer IP header on. A WireGuard tunnel that listens everywhere counts for
+    /// IPv6 unless all its peers are known to be on IPv4.
     pub fn overhead(&self) -> u16 {
-        overhead(self.kind, self.local)
+        let over_ipv4 = self.local.is_unspecified() && self.wireguard().is_some_and(WireGuard::is_over_ipv4);
+        overhead(self.kind(), if over_ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { self.local })
     }
 
     fn resolved(&self, mtu: u16) -> table::Tunnel {
-        table::Tunnel {
+        let bare = table::Tunnel {
             name: self.name.clone(),
-            kind: self.kind,
-            vni: self.vni,
+            kind: self.kind(),
+            vni: 0,
             local: self.local,
             port: self.port,
-            remotes: self.remotes.clone(),
-            learning: self.learning,
-            static_macs: self.fdb.clone(),
-            routes: self.routes.clone(),
+            remotes: Vec::new(),
+            learning: false,
+            static_macs: Vec::new(),
+            routes: Vec::new(),
             mtu,
-            udp_checksum: self.udp_checksum,
-            udp6_zero_checksum_rx: self.udp6_zero_checksum_rx,
-            udp6_zero_checksum_tx: self.udp6_zero_checksum_tx,
-            dscp: self.dscp,
+            udp_checksum: true,
+            udp6_zero_checksum_rx: false,
+            udp6_zero_checksum_tx: false,
+            dscp: 0,
+        };
+        match &self.protocol {
+            Protocol::WireGuard(_) => bare,
+            Protocol::Vxlan(vxlan) => table::Tunnel {
+                vni: vxlan.vni,
+                remotes: vxlan.remotes.clone(),
+                learning: vxlan.learning,
+                static_macs: vxlan.fdb.clone(),
+                routes: vxlan.routes.clone(),
+                udp_checksum: vxlan.udp_checksum,
+                udp6_zero_checksum_rx: vxlan.udp6_zero_checksum_rx,
+                udp6_zero_checksum_tx: vxlan.udp6_zero_checksum_tx,
+                dscp: vxlan.dscp,
+                ..bare
+            },
         }
     }
 }

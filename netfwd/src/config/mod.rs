@@ -4,14 +4,16 @@
 //! `netfwd.toml:14: tunnel.vni: 16777216 is more than 16777215 (24 bits)`. What depends on the machine (interfaces,
 //! ports, privileges) is [`control::preflight`](crate::control::preflight)'s.
 //!
-//! Invariants of a [`Config`]: tunnels have distinct names and distinct (local, port, VNI); one kind per (local, port);
-//! remotes have the local address' family; static entries and routes point at configured remotes.
+//! Invariants of a [`Config`]: tunnels have distinct names and distinct (local, port, VNI); one kind per (local, port), and
+//! one WireGuard tunnel; remotes have the local address' family; static entries and routes point at configured remotes;
+//! WireGuard's keys were readable by nobody else, each peer has its own, each prefix belongs to one peer. A configuration
+//! shows no secret, whatever prints it.
 //!
 //! Deliberately absent: defaults that depend on the machine (the MTU stays `None` until an underlay is known), and
 //! environment variables or flags that change what the file says.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -26,9 +28,11 @@ mod forwarding;
 mod sections;
 mod tunnel;
 mod value;
+mod wireguard;
 
 pub use document::KeyError;
 pub use forwarding::overhead;
+pub use wireguard::{Endpoint, HostName, Peer, WireGuard};
 
 /// A validated configuration.
 #[derive(Clone, Debug)]
@@ -50,6 +54,8 @@ pub struct Config {
 pub struct Metrics {
     /// Where `/metrics` and `/healthz` are served.
     pub listen: SocketAddr,
+    /// Series for each WireGuard peer.
+    pub wireguard_peers: bool,
     /// The line of `listen`, for errors.
     pub line: usize,
 }
@@ -132,19 +138,41 @@ impl Default for Gro {
     }
 }
 
-/// `[[tunnel]]`.
+/// `[[tunnel]]`: what every kind has, and what its protocol adds.
 #[derive(Clone, Debug)]
 pub struct Tunnel {
     /// Device name.
     pub name: String,
+    /// Our underlay address. WireGuard: unspecified (`::`) where it listens on all addresses, of both families.
+    pub local: IpAddr,
+    /// UDP port, ours and, but for WireGuard, the remotes'. WireGuard: 0 where the kernel chooses.
+    pub port: u16,
+    /// Addresses put on the device.
+    pub addresses: Vec<IpNet>,
+    /// Device MTU, when configured.
+    pub mtu: Option<u16>,
     /// Protocol.
+    pub protocol: Protocol,
+    /// Lines of the keys that the machine may contradict.
+    pub lines: TunnelLines,
+}
+
+/// What only tunnels of one family of kinds have.
+#[derive(Clone, Debug)]
+pub enum Protocol {
+    /// VXLAN and VXLAN-GPE.
+    Vxlan(Vxlan),
+    /// WireGuard.
+    WireGuard(WireGuard),
+}
+
+/// Keys of `vxlan` and `vxlan-gpe`.
+#[derive(Clone, Debug)]
+pub struct Vxlan {
+    /// Which of the two.
     pub kind: TunnelKind,
     /// Network identifier, 24 bits.
     pub vni: u32,
-    /// Our underlay address.
-    pub local: IpAddr,
-    /// UDP port, ours and the remotes'.
-    pub port: u16,
     /// Who may send, and the head-end replication list; not empty, no duplicates.
     pub remotes: Vec<IpAddr>,
     /// L2: learn inner MACs.
@@ -153,10 +181,6 @@ pub struct Tunnel {
     pub fdb: Vec<(Mac, RemoteIndex)>,
     /// L3: routes, at least one.
     pub routes: Vec<(IpNet, RemoteIndex)>,
-    /// Addresses put on the device.
-    pub addresses: Vec<IpNet>,
-    /// Device MTU, when configured.
-    pub mtu: Option<u16>,
     /// L2: MAC of the device, when configured.
     pub mac: Option<Mac>,
     /// Outer checksum on send, over IPv4.
@@ -167,8 +191,35 @@ pub struct Tunnel {
     pub udp6_zero_checksum_tx: bool,
     /// Outer DSCP.
     pub dscp: u8,
-    /// Lines of the keys that the machine may contradict.
-    pub lines: TunnelLines,
+}
+
+/// MTU of a WireGuard device whose underlay is not known: room for IPv6 outside (`wg_setup`).
+pub const DEVICE_MTU: u16 = 1420;
+
+impl Tunnel {
+    /// The kind, as packets and labels know it.
+    pub fn kind(&self) -> TunnelKind {
+        match &self.protocol {
+            Protocol::Vxlan(vxlan) => vxlan.kind,
+            Protocol::WireGuard(_) => TunnelKind::WireGuard,
+        }
+    }
+
+    /// What only VXLAN tunnels have.
+    pub fn vxlan(&self) -> Option<&Vxlan> {
+        match &self.protocol {
+            Protocol::Vxlan(vxlan) => Some(vxlan),
+            Protocol::WireGuard(_) => None,
+        }
+    }
+
+    /// What only WireGuard tunnels have.
+    pub fn wireguard(&self) -> Option<&WireGuard> {
+        match &self.protocol {
+            Protocol::WireGuard(wireguard) => Some(wireguard),
+            Protocol::Vxlan(_) => None,
+        }
+    }
 }
 
 /// Lines of a tunnel's keys, for errors; the section's where a key is absent.
@@ -222,6 +273,27 @@ impl fmt::Display for Lines<'_> {
 }
 
 impl Config {
+    /// One WireGuard device without key or peers, over kernel sockets: what its control socket is to configure.
+    pub fn of_device(name: String) -> Self {
+        let wireguard = WireGuard { private_key: None, fwmark: 0, peers: Vec::new() };
+        let tunnel = Tunnel {
+            name,
+            local: Ipv6Addr::UNSPECIFIED.into(),
+            port: 0,
+            addresses: Vec::new(),
+            mtu: None,
+            protocol: Protocol::WireGuard(wireguard),
+            lines: TunnelLines { name: 0, local: 0, port: 0, mtu: 0 },
+        };
+        let metrics = Metrics { listen: sections::DEFAULT_LISTEN, wireguard_peers: false, line: 0 };
+        Self { file: PathBuf::new(), metrics, underlays: Vec::new(), gro: Gro::default(), tunnels: vec![tunnel] }
+    }
+
+    /// Whether it holds keys, which must not end up in a core dump.
+    pub fn has_secrets(&self) -> bool {
+        self.tunnels.iter().any(|tunnel| tunnel.wireguard().is_some())
+    }
+
     /// Reads and validates a file.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
         let source = std::fs::read_to_string(file).map_err(|error| ConfigErrors::Read { file: file.into(), error })?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use netfwd_common::abi::{MAX_ENDPOINTS, MAX_QUEUES, MAX_TUNNELS, Verify};
+use netfwd_common::abi::{MAX_ENDPOINTS, MAX_QUEUES, MAX_TUNNELS, TunnelKind, Verify};
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -12,14 +12,14 @@ use super::document::{Parsed, Section};
 use super::value::{boolean, integer16, interface_name, list, listen, one_of, port};
 use super::{Config, Gro, Metrics, Queues, Tunnel, Underlay, XdpMode, ZeroCopy, tunnel};
 
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477);
+pub(super) const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477);
 
 /// The whole document; `None` if a section had a fault that leaves nothing to return.
 pub(super) fn config(mut root: Section<'_, '_>, file: &Path) -> Option<Config> {
     let metrics = metrics(root.table("metrics"));
     let underlays = underlays(root.tables("underlay"));
     let gro = root.table("gro").map_or_else(Gro::default, gro);
-    let tunnels = tunnels(root.tables("tunnel"), &underlays);
+    let tunnels = tunnels(root.tables("tunnel"), &underlays, file);
     for (key, what) in [
         ("underlay", "at least one [[underlay]] with interface = \"…\" (xdp = \"off\" uses kernel sockets only)"),
         ("tunnel", "at least one [[tunnel]]"),
@@ -33,11 +33,14 @@ pub(super) fn config(mut root: Section<'_, '_>, file: &Path) -> Option<Config> {
 }
 
 fn metrics(section: Option<Section<'_, '_>>) -> Metrics {
-    let Some(mut section) = section else { return Metrics { listen: DEFAULT_LISTEN, line: 1 } };
+    let Some(mut section) = section else {
+        return Metrics { listen: DEFAULT_LISTEN, wireguard_peers: false, line: 1 };
+    };
     let listen = section.optional("listen", listen).unwrap_or(DEFAULT_LISTEN);
+    let wireguard_peers = section.optional("wireguard_peers", boolean).unwrap_or(false);
     let line = section.line_of("listen");
     section.finish();
-    Metrics { listen, line }
+    Metrics { listen, wireguard_peers, line }
 }
 
 fn gro(mut section: Section<'_, '_>) -> Gro {
@@ -96,12 +99,12 @@ fn queues(value: &Spanned<DeValue<'_>>) -> Parsed<Queues> {
 }
 
 /// All tunnels, or `None` if one of them is not complete.
-fn tunnels(sections: Vec<Section<'_, '_>>, underlays: &[Underlay]) -> Option<Vec<Tunnel>> {
+fn tunnels(sections: Vec<Section<'_, '_>>, underlays: &[Underlay], file: &Path) -> Option<Vec<Tunnel>> {
     let mut seen = Seen::default();
     let mut tunnels = Vec::new();
     let mut complete = true;
     for mut section in sections {
-        let tunnel = tunnel::tunnel(&mut section);
+        let tunnel = tunnel::tunnel(&mut section, file);
         match tunnel {
             Some(tunnel) => {
                 seen.check(&section, &tunnel, underlays);
@@ -118,15 +121,23 @@ fn tunnels(sections: Vec<Section<'_, '_>>, underlays: &[Underlay]) -> Option<Vec
 #[derive(Default)]
 struct Seen {
     names: HashMap<String, usize>,
-    keys: HashMap<(IpAddr, u16, u32), usize>,
-    endpoints: HashMap<(IpAddr, u16), (netfwd_common::abi::TunnelKind, usize)>,
+    networks: HashMap<(IpAddr, u16, u32), usize>,
+    endpoints: Vec<Endpoint>,
     pairs: usize,
+}
+
+/// Who has an address and port.
+struct Endpoint {
+    local: IpAddr,
+    port: u16,
+    kind: TunnelKind,
+    line: usize,
 }
 
 impl Seen {
     /// Refuses what an earlier tunnel, or an underlay, already is.
     fn check(&mut self, section: &Section<'_, '_>, tunnel: &Tunnel, underlays: &[Underlay]) {
-        let Tunnel { name, kind, vni, local, port, .. } = tunnel;
+        let Tunnel { name, local, port, .. } = tunnel;
         let line = tunnel.lines.name;
         if let Some(first) = self.names.insert(name.clone(), line) {
             section.fault("name", format!("\"{name}\" is already the tunnel of line {first}: device names are unique"));
@@ -134,27 +145,52 @@ impl Seen {
         if underlays.iter().any(|underlay| underlay.interface == *name) {
             section.fault("name", format!("\"{name}\" is an underlay interface: the tunnel needs a name of its own"));
         }
-        if let Some(first) = self.keys.insert((*local, *port, *vni), line) {
+        if let Some(vni) = tunnel.vxlan().map(|vxlan| vxlan.vni)
+            && let Some(first) = self.networks.insert((*local, *port, vni), line)
+        {
             section.fault("vni", format!("{vni} at {local} port {port} is already the tunnel of line {first}"));
         }
-        let (other, first) = *self.endpoints.entry((*local, *port)).or_insert((*kind, line));
-        if other != *kind {
-            let other = other.as_str();
-            section.fault(
-                "kind",
-                format!("{local} port {port} is {other} since line {first}: one kind per address and port"),
-            );
-        }
+        self.check_endpoint(section, Endpoint { local: *local, port: *port, kind: tunnel.kind(), line });
         self.check_limits(section, tunnel);
     }
 
+    /// One kind per address and port; of WireGuard, where only keys tell tunnels apart, one tunnel.
+    fn check_endpoint(&mut self, section: &Section<'_, '_>, endpoint: Endpoint) {
+        let Endpoint { local, port, kind, .. } = endpoint;
+        match self.endpoints.iter().find(|other| other.overlaps(&endpoint)) {
+            Some(Endpoint { local, kind: other, line, .. }) if *other != kind => {
+                let address = if local.is_unspecified() { "every address'".to_owned() } else { local.to_string() };
+                let other = other.as_str();
+                let message =
+                    format!("{address} port {port} is {other} since line {line}: one kind per address and port");
+                section.fault("kind", message);
+            }
+            Some(Endpoint { line, .. }) if kind == TunnelKind::WireGuard => {
+                let message = format!("{port} is already the WireGuard tunnel's of line {line}: each needs its own");
+                section.fault("port", message);
+            }
+            _ => {}
+        }
+        if !self.endpoints.iter().any(|other| (other.local, other.port) == (local, port)) {
+            self.endpoints.push(endpoint);
+        }
+    }
+
     fn check_limits(&mut self, section: &Section<'_, '_>, tunnel: &Tunnel) {
-        self.pairs += tunnel.remotes.len();
+        self.pairs += tunnel.vxlan().map_or(1, |vxlan| vxlan.remotes.len());
         if self.pairs > MAX_TUNNELS as usize {
             section.fault("remotes", format!("more than {MAX_TUNNELS} remotes in all tunnels together"));
         }
         if self.endpoints.len() > MAX_ENDPOINTS as usize {
             section.fault("local", format!("more than {MAX_ENDPOINTS} different local addresses and ports"));
         }
+    }
+}
+
+impl Endpoint {
+    /// Whether one datagram could be for both.
+    fn overlaps(&self, other: &Self) -> bool {
+        let everywhere = self.local.is_unspecified() || other.local.is_unspecified();
+        self.port != 0 && self.port == other.port && (everywhere || self.local == other.local)
     }
 }

@@ -1,22 +1,22 @@
-//! `[[tunnel]]`: keys of every kind, then those of L2 and of L3.
+//! `[[tunnel]]`: keys of every kind, then those of VXLAN: of both its kinds, of L2, of L3.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use netfwd_common::abi::TunnelKind;
 use netfwd_common::wire::ethernet::Mac;
 use netfwd_common::wire::vxlan::{GPE_PORT, MAX_VNI, PORT};
-use netfwd_common::wire::wireguard;
 use toml::Spanned;
 
 use super::document::Section;
 use super::value::{
     boolean, integer, integer16, interface_address, interface_name, list, mac, one_of, port, prefix, unicast,
 };
-use super::{Tunnel, TunnelLines};
+use super::{Protocol, Tunnel, TunnelLines, Vxlan, wireguard};
 use crate::datapath::packet::RemoteIndex;
 
 /// Smallest MTU that IPv4 allows (RFC 791).
@@ -24,41 +24,73 @@ const MIN_MTU: u16 = 576;
 /// Smallest MTU that IPv6 allows (RFC 8200 §5).
 const MIN_MTU_IPV6: u16 = 1280;
 
-const KINDS: [(&str, TunnelKind); 2] =
-    [(TunnelKind::Vxlan.as_str(), TunnelKind::Vxlan), (TunnelKind::VxlanGpe.as_str(), TunnelKind::VxlanGpe)];
+const KINDS: [(&str, TunnelKind); 3] = [
+    (TunnelKind::Vxlan.as_str(), TunnelKind::Vxlan),
+    (TunnelKind::VxlanGpe.as_str(), TunnelKind::VxlanGpe),
+    (TunnelKind::WireGuard.as_str(), TunnelKind::WireGuard),
+];
 
-/// One tunnel; `None` after a fault in something that the rest needs.
-pub(super) fn tunnel(section: &mut Section<'_, '_>) -> Option<Tunnel> {
+/// One tunnel of the configuration `file`; `None` after a fault in something that the rest needs.
+pub(super) fn tunnel(section: &mut Section<'_, '_>, file: &Path) -> Option<Tunnel> {
     let name = section.required("name", "the device's name, such as \"vx7\"", interface_name);
-    let kind = section.required("kind", "\"vxlan\" or \"vxlan-gpe\"", |value| one_of(value, &KINDS));
-    let vni = section.required("vni", "the network identifier", |value| integer(value, 0..=MAX_VNI, " (24 bits)"));
-    let local = section.required("local", "this machine's underlay address", unicast);
-    let port = section.optional("port", port);
-    let remotes = remotes(section, local);
+    let kind = section.required("kind", "\"vxlan\", \"vxlan-gpe\" or \"wireguard\"", |value| one_of(value, &KINDS));
     let addresses = addresses(section);
     let mtu = mtu(section, &addresses);
+    let (local, port, protocol) = match kind {
+        Some(TunnelKind::WireGuard) => wireguard_tunnel(section, file),
+        _ => vxlan_tunnel(section, kind),
+    };
+    kind?;
+    Some(Tunnel { name: name?, local: local?, port: port?, addresses, mtu, protocol: protocol?, lines: lines(section) })
+}
+
+type Particulars = (Option<IpAddr>, Option<u16>, Option<Protocol>);
+
+fn wireguard_tunnel(section: &mut Section<'_, '_>, file: &Path) -> Particulars {
+    section.refuse(
+        &["vni", "remotes", "route"],
+        "only for \"vxlan\" and \"vxlan-gpe\": WireGuard's peers and their allowed_ips are in [[tunnel.peer]]",
+    );
+    section.refuse(&["learning", "fdb", "mac"], "only for \"vxlan\": wireguard carries IP and knows no MAC addresses");
+    section.refuse(
+        &["udp_checksum", "udp6_zero_checksum_rx", "udp6_zero_checksum_tx"],
+        "only for \"vxlan\" and \"vxlan-gpe\": WireGuard's datagrams always have a checksum",
+    );
+    section
+        .refuse(&["dscp"], "only for \"vxlan\" and \"vxlan-gpe\": WireGuard shows nothing of what it carries but ECN");
+    let local = wireguard::local(section);
+    let port = section.optional("port", |value| integer16(value, 0..=u16::MAX, " (16 bits)"));
+    let port = if section.has("port") { port } else { Some(0) };
+    (local, port, wireguard::wireguard(section, file).map(Protocol::WireGuard))
+}
+
+/// Also of a tunnel whose kind is missing or unknown: its other faults are told at once.
+fn vxlan_tunnel(section: &mut Section<'_, '_>, kind: Option<TunnelKind>) -> Particulars {
+    if let Some(kind) = kind {
+        let why = format!("only for \"wireguard\": {} has neither keys nor peers", kind.as_str());
+        section.refuse(&wireguard::KEYS, &why);
+    }
+    let vni = section.required("vni", "the network identifier", |value| integer(value, 0..=MAX_VNI, " (24 bits)"));
+    let local = section.required("local", "this machine's underlay address", unicast);
+    let port = section.optional("port", port).or(kind.map(default_port));
+    let remotes = remotes(section, local);
     let outer = outer(section, local);
     let l2 = l2(section, kind, remotes.as_deref());
     let routes = routes(section, kind, remotes.as_deref());
-    Some(Tunnel {
-        name: name?,
-        kind: kind?,
-        vni: vni?,
-        local: local?,
-        port: port.unwrap_or(default_port(kind?)),
-        remotes: remotes?,
+    let vxlan = kind.zip(vni).zip(remotes).map(|((kind, vni), remotes)| Vxlan {
+        kind,
+        vni,
+        remotes,
         learning: l2.learning,
         fdb: l2.fdb,
         routes,
-        addresses,
-        mtu,
         mac: l2.mac,
         udp_checksum: outer.udp_checksum,
         udp6_zero_checksum_rx: outer.udp6_zero_checksum_rx,
         udp6_zero_checksum_tx: outer.udp6_zero_checksum_tx,
         dscp: outer.dscp,
-        lines: lines(section),
-    })
+    });
+    (local, port, vxlan.map(Protocol::Vxlan))
 }
 
 fn lines(section: &Section<'_, '_>) -> TunnelLines {
@@ -74,7 +106,8 @@ fn default_port(kind: TunnelKind) -> u16 {
     match kind {
         TunnelKind::Vxlan => PORT,
         TunnelKind::VxlanGpe => GPE_PORT,
-        TunnelKind::WireGuard => wireguard::PORT,
+        // The kernel chooses, as for `wg`.
+        TunnelKind::WireGuard => 0,
     }
 }
 

@@ -12,7 +12,8 @@ use super::document::{Fault, Parsed};
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
-fn fault<T>(value: &Value<'_>, message: impl Into<String>) -> Parsed<T> {
+/// The refusal of a value.
+pub fn fault<T>(value: &Value<'_>, message: impl Into<String>) -> Parsed<T> {
     Err(Fault { at: value.span(), message: message.into() })
 }
 
@@ -121,6 +122,12 @@ pub fn prefix(value: &Value<'_>) -> Parsed<IpNet> {
         return fault(value, format!("{network} has host bits set: {} would be right", network.trunc()));
     }
     Ok(network)
+}
+
+/// A prefix without host bits, or one address.
+pub fn allowed_ip(value: &Value<'_>) -> Parsed<IpNet> {
+    let text = string(value, "10.10.0.1/32")?;
+    text.parse::<IpAddr>().map_or_else(|_| prefix(value), |address| Ok(address.into()))
 }
 
 /// A unicast MAC address.

@@ -4,11 +4,13 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use tokio::time::timeout;
 
 /// One interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +31,9 @@ pub struct Link {
     pub vxlan_port: Option<u16>,
 }
 
+/// How long the kernel may take to list its interfaces: a scrape or a start that waits for ever is worse than a failed one.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// A netlink connection, alive as long as the runtime it was opened in.
 #[derive(Clone, Debug)]
 pub struct Netlink(Handle);
@@ -41,15 +46,23 @@ impl Netlink {
         Ok(Self(handle))
     }
 
-    /// All interfaces, without their addresses.
+    /// All interfaces, without their addresses; `TimedOut` after a few seconds without an answer.
     pub async fn links(&self) -> io::Result<Vec<Link>> {
+        timeout(PATIENCE, self.list_links()).await?
+    }
+
+    /// All interfaces with their addresses; `TimedOut` after a few seconds without an answer.
+    pub async fn links_with_addresses(&self) -> io::Result<Vec<Link>> {
+        timeout(PATIENCE, self.list_links_with_addresses()).await?
+    }
+
+    async fn list_links(&self) -> io::Result<Vec<Link>> {
         let messages = self.0.link().get().execute();
         messages.map_ok(link).try_collect().await.map_err(io::Error::other)
     }
 
-    /// All interfaces with their addresses.
-    pub async fn links_with_addresses(&self) -> io::Result<Vec<Link>> {
-        let mut links = self.links().await?;
+    async fn list_links_with_addresses(&self) -> io::Result<Vec<Link>> {
+        let mut links = self.list_links().await?;
         let mut messages = self.0.address().get().execute();
         while let Some(message) = messages.try_next().await.map_err(io::Error::other)? {
             let link = links.iter_mut().find(|link| link.index == message.header.index);
@@ -96,4 +109,22 @@ fn vxlan_port(info: &LinkInfo) -> Option<u16> {
         InfoVxlan::Port(port) => Some(*port),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn netlink_that_does_not_answer_is_not_waited_for_for_ever() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            // Nobody drives the connection.
+            let (_connection, handle, _) = rtnetlink::new_connection().expect("netlink");
+            let started = std::time::Instant::now();
+            let error = Netlink(handle).links().await.expect_err("no answer");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert!(started.elapsed() < 2 * PATIENCE);
+        });
+    }
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::thread::CapabilitySet;
 
 use super::links::Link;
+use super::running::Held;
 use crate::config::{Config, Tunnel, Underlay, XdpMode};
 use crate::io::ethtool;
 
@@ -168,6 +169,20 @@ pub enum Problem {
     },
 }
 
+impl Problem {
+    /// What it is that somebody else has, if that is the problem.
+    pub fn held(&self) -> Option<Held> {
+        match self {
+            Self::PortTaken { local, port, .. } => Some(Held::Udp(SocketAddr::new(*local, *port))),
+            Self::MetricsPort { listen, error, .. } if error.kind() == io::ErrorKind::AddrInUse => {
+                Some(Held::Tcp(*listen))
+            }
+            Self::DeviceExists { name, .. } => Some(Held::Device(name.clone())),
+            _ => None,
+        }
+    }
+}
+
 /// All problems, one line each.
 #[derive(Debug)]
 pub struct Problems(pub Vec<Problem>);
@@ -198,8 +213,27 @@ pub struct Ready {
     pub listener: TcpListener,
 }
 
-/// Everything that can be asked without privileges, about `links` and this machine's ports.
+/// Everything that was found.
+#[derive(Debug)]
+pub struct Findings {
+    /// The device MTU of each tunnel, in the configuration's order, but for those with a problem.
+    pub mtus: Vec<u16>,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+    listener: Option<TcpListener>,
+}
+
+/// [`examine`], for a start: with any problem there is none.
 pub fn check(config: &Config, links: &[Link]) -> Result<Ready, Problems> {
+    let Findings { mtus, problems, listener } = examine(config, links);
+    match listener {
+        Some(listener) if problems.is_empty() => Ok(Ready { mtus, listener }),
+        _ => Err(Problems(problems)),
+    }
+}
+
+/// Everything that can be asked without privileges, about `links` and this machine's ports.
+pub fn examine(config: &Config, links: &[Link]) -> Findings {
     let mut problems = Vec::new();
     let mut note = |problem: Option<Problem>| problems.extend(problem);
     for underlay in &config.underlays {
@@ -221,15 +255,10 @@ pub fn check(config: &Config, links: &[Link]) -> Result<Ready, Problems> {
         }
     }
     let listen = config.metrics.listen;
-    match TcpListener::bind(listen) {
-        Ok(listener) if problems.is_empty() => Ok(Ready { mtus, listener }),
-        Ok(_) => Err(Problems(problems)),
-        Err(error) => {
-            let at = place(&config.file, config.metrics.line, "metrics.listen");
-            problems.push(Problem::MetricsPort { at, listen, error });
-            Err(Problems(problems))
-        }
-    }
+    let at = || place(&config.file, config.metrics.line, "metrics.listen");
+    let listener = TcpListener::bind(listen).map_err(|error| Problem::MetricsPort { at: at(), listen, error });
+    let listener = listener.map_err(|problem| problems.push(problem)).ok();
+    Findings { mtus, problems, listener }
 }
 
 /// What the process or the kernel lacks to run this configuration at all.
@@ -297,8 +326,8 @@ fn existing_device(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<P
 fn missing_address(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<Problem> {
     let local = tunnel.local;
     let mut all = links.iter().flat_map(|link| &link.addresses);
-    // All of 127.0.0.0/8 is local, whatever is configured on lo.
-    if local.is_loopback() || all.any(|address| *address == local) {
+    // All of 127.0.0.0/8 is local, whatever is configured on lo; a WireGuard tunnel may listen on all there are.
+    if local.is_loopback() || local.is_unspecified() || all.any(|address| *address == local) {
         return None;
     }
     let same_family = |link: &Link| -> Vec<String> {

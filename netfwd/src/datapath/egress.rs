@@ -52,7 +52,7 @@ pub struct Egress {
 }
 
 /// Why and where a frame ended.
-struct Refusal(Stage, DropReason);
+pub(super) struct Refusal(pub(super) Stage, pub(super) DropReason);
 
 impl Egress {
     /// An egress path. `flow_seed` keys the hash that source ports come from: the same for all workers.
@@ -139,7 +139,7 @@ fn one_remote(config: &Tunnel, RemoteIndex(index): RemoteIndex) -> Option<&[IpAd
     config.remotes.get(usize::from(index)).map(std::slice::from_ref)
 }
 
-fn count_segments(counters: &Counters, tunnel: TunnelIndex, superframe: &Superframe<'_>) {
+pub(super) fn count_segments(counters: &Counters, tunnel: TunnelIndex, superframe: &Superframe<'_>) {
     let proto = match superframe.cut() {
         Cut::Tcp => Proto::Tcp,
         Cut::Udp => Proto::Udp,
@@ -170,21 +170,9 @@ impl<S: DatagramSink> Replicator<'_, S> {
                 slices: run.slices,
                 checksum: run.checksum,
             };
-            let lost = self.sink.send(&transmit).map_or_else(|failure| self.count_failure(&failure, run), |()| 0);
+            let lost = send(self.sink, &transmit, self.counters);
             self.count_sent(run, lost);
         }
-    }
-
-    fn count_failure(&self, failure: &SendFailure, run: &Run<'_>) -> usize {
-        let lost = failure.lost.min(run.datagrams);
-        let reason = match failure.error.raw_os_error() {
-            Some(libc::ENOBUFS) => DropReason::SendQueueFull,
-            _ if failure.error.kind() == ErrorKind::WouldBlock => DropReason::SendQueueFull,
-            _ => DropReason::SendError,
-        };
-        self.counters.udp_send_errors.count(&failure.error);
-        self.counters.drops.add(Direction::Egress, Stage::Send, reason, lost as u64);
-        lost
     }
 
     fn count_sent(&self, run: &Run<'_>, lost: usize) {
@@ -195,4 +183,18 @@ impl<S: DatagramSink> Replicator<'_, S> {
         tunnel.transmit_packets.add(datagrams as u64);
         tunnel.transmit_bytes.add(bytes as u64);
     }
+}
+
+/// Sends a run and counts what goes wrong; how many datagrams were lost.
+pub fn send(sink: &mut impl DatagramSink, transmit: &Transmit<'_>, counters: &Counters) -> usize {
+    let Err(SendFailure { lost, error }) = sink.send(transmit) else { return 0 };
+    let lost = lost.min(transmit.datagrams);
+    let reason = match error.raw_os_error() {
+        Some(libc::ENOBUFS) => DropReason::SendQueueFull,
+        _ if error.kind() == ErrorKind::WouldBlock => DropReason::SendQueueFull,
+        _ => DropReason::SendError,
+    };
+    counters.udp_send_errors.count(&error);
+    counters.drops.add(Direction::Egress, Stage::Send, reason, lost as u64);
+    lost
 }

@@ -13,6 +13,7 @@
 use netfwd_common::wire::{ethernet, ipv4, ipv6};
 
 use super::packet::{Link, TunnelIndex};
+use super::stats::Proto;
 
 /// The IP version of a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,15 +68,6 @@ pub struct FlowKey {
     addresses: [u64; 4],
 }
 
-/// A flow's hash and that of its address pair.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowHash {
-    /// Of the whole key.
-    pub flow: u64,
-    /// Of tunnel and addresses: all flows between two hosts share it.
-    pub pair: u64,
-}
-
 /// Tunnel, family and addresses of a packet: what all flows between two hosts have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressPair {
@@ -92,9 +84,8 @@ impl AddressPair {
     /// Of an IPv4 header.
     #[inline]
     pub fn ipv4(tunnel: TunnelIndex, header: &ipv4::Header) -> Self {
-        let source = u32::from_ne_bytes(header.source);
-        let destination = u32::from_ne_bytes(header.destination);
-        let addresses = [(u64::from(source) << 32) | u64::from(destination), 0, 0, 0];
+        let ([a, b, c, d], [e, f, g, h]) = (header.source, header.destination);
+        let addresses = [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), 0, 0, 0];
         Self { head: u64::from(tunnel.0), addresses }
     }
 
@@ -116,14 +107,7 @@ impl AddressPair {
     /// The pair's hash under `secret`.
     #[inline]
     pub fn hash(&self, secret: u64) -> u64 {
-        let [a, b, c, d] = self.addresses;
-        if self.head & IPV6 == 0 {
-            return mix(a ^ secret, self.head ^ 0xd6e8_feb8_6659_fd93);
-        }
-        // Both factors of each product are secret: a sender who could make one zero would choose the hash.
-        let low = mix(a ^ secret, b ^ secret.rotate_left(17) ^ 0x9e37_79b9_7f4a_7c15);
-        let high = mix(c ^ secret.rotate_left(32), d ^ secret.rotate_left(49) ^ 0xc2b2_ae3d_27d4_eb4f);
-        mix(low ^ self.head, high ^ 0xd6e8_feb8_6659_fd93)
+        hash(self.head, &self.addresses, secret)
     }
 }
 
@@ -138,12 +122,39 @@ impl PartialEq for FlowKey {
 }
 
 impl FlowKey {
-    /// The key's hashes under `secret`.
+    /// The key's hash under `secret`.
     #[inline]
-    pub fn hash(&self, secret: u64) -> FlowHash {
-        let pair = AddressPair { head: self.head & PAIR, addresses: self.addresses }.hash(secret);
-        FlowHash { flow: mix(pair ^ self.head, secret ^ 0xa076_1d64_78bd_642f), pair }
+    pub fn hash(&self, secret: u64) -> u64 {
+        hash(self.head, &self.addresses, secret)
     }
+
+    /// The pair whose flow this is.
+    pub fn pair(&self) -> AddressPair {
+        AddressPair { head: self.head & PAIR, addresses: self.addresses }
+    }
+
+    /// TCP, UDP or neither.
+    pub fn proto(&self) -> Proto {
+        Proto::of((self.head >> 16) as u8)
+    }
+
+    /// The IP version.
+    pub fn family(&self) -> Family {
+        if self.head & IPV6 == 0 { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// Both factors of each product are secret: a sender who could make one zero would choose the hash.
+#[inline]
+fn hash(head: u64, addresses: &[u64; 4], secret: u64) -> u64 {
+    let [a, b, c, d] = *addresses;
+    let other = secret.rotate_left(29) ^ 0xd6e8_feb8_6659_fd93;
+    if head & IPV6 == 0 {
+        return mix(a ^ secret, head ^ other);
+    }
+    let low = mix(a ^ secret, b ^ secret.rotate_left(17) ^ 0x9e37_79b9_7f4a_7c15);
+    let high = mix(c ^ secret.rotate_left(32), d ^ secret.rotate_left(49) ^ 0xc2b2_ae3d_27d4_eb4f);
+    mix(low ^ head, high ^ other)
 }
 
 fn words(address: &[u8; 16]) -> [u64; 2] {
@@ -189,15 +200,15 @@ mod tests {
         ];
         for other in others {
             assert_ne!(base, other);
-            assert_ne!(base.hash(7).flow, other.hash(7).flow);
+            assert_ne!(base.hash(7), other.hash(7));
         }
     }
 
     #[test]
-    fn flows_between_two_hosts_share_the_pair_hash() {
+    fn flows_between_two_hosts_share_the_pair() {
         let pair = ipv4_pair(1, [10, 0, 0, 1], [10, 0, 0, 2]);
-        assert_eq!(pair.flow(6, [1, 2, 3, 4]).hash(7).pair, pair.hash(7));
-        assert_eq!(pair.flow(17, [9, 9, 9, 9]).hash(7).pair, pair.hash(7));
+        assert_eq!(pair.flow(6, [1, 2, 3, 4]).pair(), pair);
+        assert_eq!(pair.flow(17, [9, 9, 9, 9]).pair(), pair);
     }
 
     #[test]
@@ -206,7 +217,7 @@ mod tests {
         let mut slots = [0u32; 512];
         for port in 0..512u16 {
             let [a, b] = port.to_be_bytes();
-            slots[pair.flow(6, [a, b, 0, 80]).hash(0x1234_5678_9abc_def0).flow as usize % 512] += 1;
+            slots[pair.flow(6, [a, b, 0, 80]).hash(0x1234_5678_9abc_def0) as usize % 512] += 1;
         }
         assert!(slots.iter().all(|&count| count < 10), "512 flows in 512 slots crowd nowhere");
     }

@@ -2,7 +2,12 @@
 //!
 //! ```text
 //! frame or datagram → lookup → decap → vet → coalesce → FrameSink
+//!                                ↓      ↑
+//!                        sealed message → (session) → packet
 //! ```
+//!
+//! A WireGuard message cannot go on before its session has opened it. It is handed out, and the packet that was in it
+//! comes back as [`Origin::Session`] in a batch of its own.
 //!
 //! Invariants: every received packet is written to the sink or counted as one drop under one reason; nothing is held
 //! past the end of a batch; the packets' bytes stay where the NIC or the socket left them; a batch allocates nothing.
@@ -20,7 +25,9 @@ use super::packet::{InnerPacket, Link, RemoteIndex, TunnelIndex};
 use super::seam::FrameSink;
 use super::stats::{Counters, Direction};
 use super::table::{ForwardingTable, VerifyPolicy};
-use super::tunnel::decap::{Decapsulated, LookupCache, Opened, SocketOrigin, open_frame, open_payload};
+use super::tunnel::decap::{
+    Decapsulated, LookupCache, Opened, SealedMessage, SocketOrigin, open_frame, open_payload, open_session,
+};
 use super::vet::vet;
 
 /// Something that arrived from the underlay.
@@ -42,6 +49,8 @@ pub enum Origin {
     },
     /// A UDP payload from a socket; the kernel verified the outer checksum.
     Socket(SocketOrigin),
+    /// An inner packet of this tunnel that a WireGuard session opened, congestion mark included.
+    Session(TunnelIndex),
 }
 
 /// A drop on the way in.
@@ -77,11 +86,13 @@ impl Ingress {
 
     /// Takes one receive batch through to the sink.
     ///
-    /// `learn` is told of inner source addresses on learning L2 tunnels, at most once in a while per address and batch.
+    /// `learn` is told of inner source addresses on learning L2 tunnels, at most once in a while per address and batch;
+    /// `sealed` gets the WireGuard messages.
     pub fn run<'a>(
         &mut self,
         table: &ForwardingTable,
         learn: &mut impl FnMut(TunnelIndex, Mac, RemoteIndex),
+        sealed: &mut impl FnMut(SealedMessage<'a>),
         counters: &Counters,
         batch: impl Iterator<Item = Received<'a>>,
         sink: &mut impl FrameSink,
@@ -91,8 +102,14 @@ impl Ingress {
         self.learned = RecentlyLearned::default();
         self.coalescer.begin();
         for received in batch {
-            let accepted = open(table, &mut cache, received, self.policy)
-                .and_then(|opened| self.accept(table, learn, counters, opened));
+            let accepted = match open(table, &mut cache, received, self.policy) {
+                Ok(Opened::Packet(packet)) => self.accept(table, learn, counters, packet),
+                Ok(Opened::Message(message)) => {
+                    sealed(message);
+                    continue;
+                }
+                Err(reason) => Err(Refusal { stage: Stage::Decap, reason }),
+            };
             match accepted {
                 Ok(packet) => packets.push(packet),
                 Err(refusal) => {
@@ -144,15 +161,11 @@ fn open<'a>(
     cache: &mut LookupCache,
     received: Received<'a>,
     policy: VerifyPolicy,
-) -> Result<Decapsulated<'a>, Refusal> {
-    let opened = match received.origin {
+) -> Result<Opened<'a>, DropReason> {
+    match received.origin {
         Origin::Xdp { metadata } => open_frame(table, received.bytes, metadata, policy),
         Origin::Socket(origin) => open_payload(table, cache, received.bytes, &origin),
-    };
-    match opened.map_err(|reason| Refusal { stage: Stage::Decap, reason })? {
-        Opened::Packet(packet) => Ok(packet),
-        // There are no sessions here that could open it.
-        Opened::Message(_) => Err(Refusal { stage: Stage::Crypto, reason: DropReason::NoSession }),
+        Origin::Session(tunnel) => Ok(Opened::Packet(open_session(tunnel, received.bytes))),
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use netfwd_common::reason::{DropReason, FlushReason, Stage};
+use netfwd_common::wire::{IPPROTO_TCP, IPPROTO_UDP};
 
 use super::packet::TunnelIndex;
 
@@ -41,6 +42,15 @@ pub enum Proto {
 impl Proto {
     /// Every value, in index order.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Other];
+
+    /// Of an IP protocol number.
+    pub const fn of(protocol: u8) -> Self {
+        match protocol {
+            IPPROTO_TCP => Self::Tcp,
+            IPPROTO_UDP => Self::Udp,
+            _ => Self::Other,
+        }
+    }
 
     /// The metric label.
     pub const fn as_str(self) -> &'static str {

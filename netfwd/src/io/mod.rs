@@ -7,8 +7,10 @@
 pub mod control_message;
 pub mod ethtool;
 pub mod gather;
+pub mod listen_port;
 pub mod mem;
 pub mod raw_send;
+pub mod refusals;
 pub mod socket;
 pub mod tun;
 pub mod tun_probe;

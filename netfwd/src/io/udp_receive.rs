@@ -29,8 +29,9 @@ pub const BATCH: usize = 64;
 pub const BUFFER_LEN: usize = 1 << 16;
 /// SO_RCVBUF: some 5 ms of 10 Gbit/s.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// Control messages of one message: UDP_GRO, TOS or traffic class, SO_RXQ_OVFL, each at most 24 bytes.
-const CONTROL_LEN: usize = 96;
+/// Control messages of one message: UDP_GRO, TOS or traffic class, SO_RXQ_OVFL, each at most 24 bytes, and the
+/// destination, at most 40.
+const CONTROL_LEN: usize = 136;
 
 /// What to listen to.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,15 @@ pub struct ReceiveOptions {
     pub local: SocketAddr,
     /// Accept datagrams without a checksum over IPv6 (RFC 6935).
     pub udp6_zero_checksum_rx: bool,
+    /// Tell each datagram's destination, for a socket that is bound to every address.
+    pub destination: bool,
+}
+
+impl ReceiveOptions {
+    /// What is sent to one address and port.
+    pub fn at(local: SocketAddr) -> Self {
+        Self { local, udp6_zero_checksum_rx: false, destination: false }
+    }
 }
 
 /// One worker's socket on a tunnel's address and port.
@@ -50,13 +60,14 @@ pub struct ReceiveSocket {
 }
 
 impl ReceiveSocket {
-    /// One socket per worker, all on the same address. An address that someone else uses is an error even if that
-    /// someone set SO_REUSEPORT too: two daemons must not share a tunnel's traffic by accident.
+    /// One socket per worker, all on the same address; the kernel chooses a port instead of 0. An address that someone else
+    /// uses is an error even if that someone set SO_REUSEPORT too: two daemons must not share a tunnel's traffic by accident.
     pub fn bind_group(options: &ReceiveOptions, workers: usize) -> Result<Vec<Self>, SocketError> {
         let alone = socket::open_udp(options.local.ip()).map_err(|e| SocketError::other("open a UDP socket", e))?;
         rustix::net::bind(&alone, &options.local).map_err(|e| SocketError::from_bind(options.local, e))?;
+        let local = bound_address(&alone).map_err(|e| SocketError::other("ask for a socket's port", e))?;
         drop(alone);
-        (0..workers).map(|_| Self::bind(options)).collect()
+        (0..workers).map(|_| Self::bind(&ReceiveOptions { local, ..*options })).collect()
     }
 
     fn bind(options: &ReceiveOptions) -> Result<Self, SocketError> {
@@ -102,6 +113,9 @@ impl ReceiveSocket {
                 (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                     received.tos = value as u8;
                 }
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) | (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    received.destination = read_destination(message.data);
+                }
                 (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
                     self.drops += u64::from(value.wrapping_sub(self.overflow_seen));
                     self.overflow_seen = value;
@@ -120,8 +134,17 @@ impl ReceiveSocket {
 
     /// The address bound.
     pub fn local(&self) -> io::Result<SocketAddr> {
-        let name = rustix::net::getsockname(&self.socket)?;
-        SocketAddr::try_from(name).map_err(io::Error::from)
+        bound_address(&self.socket)
+    }
+
+    /// Another descriptor of the same socket, to send from.
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone()
+    }
+
+    /// Empties the queue of ICMP errors, on a socket that was set up to have one.
+    pub fn drain_errors(&self) {
+        socket::drain_errors(self.socket.as_fd());
     }
 }
 
@@ -131,14 +154,21 @@ impl AsFd for ReceiveSocket {
     }
 }
 
+fn bound_address(socket: &OwnedFd) -> io::Result<SocketAddr> {
+    SocketAddr::try_from(rustix::net::getsockname(socket)?).map_err(io::Error::from)
+}
+
 fn configure(socket: &OwnedFd, options: &ReceiveOptions) -> io::Result<()> {
     sockopt::set_socket_reuseport(socket, true)?;
     socket::set_buffer(socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER)?;
     socket::set_int(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+    let destination = i32::from(options.destination);
     if options.local.is_ipv4() {
         socket::set_int(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        socket::set_int(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, destination)?;
     } else {
         socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, destination)?;
         let zero = i32::from(options.udp6_zero_checksum_rx);
         socket::set_int(socket, libc::SOL_UDP, libc::UDP_NO_CHECK6_RX, zero)?;
     }
@@ -206,6 +236,16 @@ fn read_name(name: &libc::sockaddr_in6) -> (IpAddr, u16) {
     (address, u16::from_be(name.sin6_port))
 }
 
+/// The destination address in `struct in_pktinfo` (interface, local address, destination) or `struct in6_pktinfo`
+/// (destination, interface).
+fn read_destination(info: &[u8]) -> Option<IpAddr> {
+    match info.len() {
+        12 => info.get(8..12)?.first_chunk().map(|v4: &[u8; 4]| IpAddr::from(*v4)),
+        20 => info.first_chunk().map(|v6: &[u8; 16]| IpAddr::from(*v6)),
+        _ => None,
+    }
+}
+
 /// The buffers of one worker, shared by all its sockets: a batch borrows them until it is dealt with.
 #[derive(Debug)]
 pub struct ReceiveBuffers {
@@ -232,11 +272,18 @@ struct Received {
     segment_size: usize,
     remote: IpAddr,
     port: u16,
+    destination: Option<IpAddr>,
     tos: u8,
 }
 
 impl Received {
-    const EMPTY: Self = Self { len: 0, segment_size: 1, remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 0, tos: 0 };
+    const EMPTY: Self =
+        Self { len: 0, segment_size: 1, remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 0, destination: None, tos: 0 };
+
+    fn datagram<'a>(&self, payload: &'a mut [u8]) -> Datagram<'a> {
+        let Self { remote, port, destination, tos, .. } = *self;
+        Datagram { payload, remote, port, destination, tos }
+    }
 }
 
 /// A datagram as it was on the wire.
@@ -248,6 +295,8 @@ pub struct Datagram<'a> {
     pub remote: IpAddr,
     /// From which port.
     pub port: u16,
+    /// To which address, if [`ReceiveOptions::destination`] asked for it.
+    pub destination: Option<IpAddr>,
     /// Outer TOS / traffic class; ECN is its low two bits.
     pub tos: u8,
 }
@@ -281,15 +330,14 @@ impl<'a> Iterator for Batch<'a> {
             if let Some((segments, received)) = &mut self.at
                 && let Some(payload) = segments.next()
             {
-                return Some(Datagram { payload, remote: received.remote, port: received.port, tos: received.tos });
+                return Some(received.datagram(payload));
             }
             let (received, rest) = self.received.split_first()?;
             let (buffer, storage) = std::mem::take(&mut self.storage).split_at_mut_checked(BUFFER_LEN)?;
             (self.received, self.storage) = (rest, storage);
             let len = received.len.min(BUFFER_LEN);
             if len == 0 {
-                let Received { remote, port, tos, .. } = *received;
-                return Some(Datagram { payload: &mut [], remote, port, tos });
+                return Some(received.datagram(&mut []));
             }
             self.at = Some((buffer[..len].chunks_mut(received.segment_size.max(1)), *received));
         }

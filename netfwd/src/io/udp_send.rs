@@ -6,6 +6,7 @@
 //!
 //! - Runs are gathered from where the bytes lie; nothing is copied or allocated here.
 //! - What the kernel refuses as a run is sent again as single datagrams; a datagram counts as lost only after a retry.
+//! - A remote whose route takes no runs gets none for a while ([`refusals`](super::refusals)).
 //! - Pool sockets never receive: a filter drops everything, so an answer to such a port costs no memory.
 //! - DF is not set, as with the kernel's own vxlan: a datagram too large for the path is fragmented, not swallowed.
 //! - IP_RECVERR is on. Without it UDP hides the drops of the local queueing discipline (ENOBUFS); the price is that an
@@ -27,6 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::control_message::Control;
 use super::gather::{Gather, MAX_SLICES, recycle, total_len};
 use super::raw_send::RawSender;
+use super::refusals::Refusals;
 use super::socket::{self, SocketError, SocketName, send_gather};
 use crate::datapath::seam::{DatagramSink, OuterChecksum, SendFailure, Transmit};
 
@@ -43,15 +45,37 @@ const PORTS: usize = 16_384;
 const SEND_BUFFER: usize = 4 << 20;
 /// How long a full socket or queue is waited for before the datagrams are lost.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-/// UDP_SEGMENT and TOS / traffic class, 24 bytes each.
-type SendControl = Control<48>;
+/// UDP_SEGMENT and TOS / traffic class, 24 bytes each, and a source address, 40.
+type SendControl = Control<88>;
 
 /// The send sockets of one local address, shared by all workers.
 #[derive(Debug)]
 pub struct SendPool {
     local: IpAddr,
     members: Box<[(u16, OwnedFd)]>,
-    segmentation: AtomicBool,
+    segmentation: Segmentation,
+}
+
+/// Which remotes take runs (`UDP_SEGMENT`) from some address.
+#[derive(Debug)]
+pub(super) struct Segmentation {
+    local: IpAddr,
+    refusals: Refusals,
+    has_said_so: AtomicBool,
+}
+
+impl Segmentation {
+    pub(super) fn new(local: IpAddr) -> Self {
+        Self { local, refusals: Refusals::new(), has_said_so: AtomicBool::new(false) }
+    }
+
+    fn note_refusal(&self, remote: IpAddr) {
+        self.refusals.note(remote);
+        if !self.has_said_so.swap(true, Ordering::Relaxed) {
+            let local = self.local;
+            tracing::info!(%local, %remote, "the route takes no UDP_SEGMENT (no checksum offload, or IPsec): datagrams leave one by one");
+        }
+    }
 }
 
 impl SendPool {
@@ -67,7 +91,7 @@ impl SendPool {
         if members.len() < size {
             tracing::info!(%local, wanted = size, free = members.len(), "some source ports are taken");
         }
-        Ok(Self { local, members, segmentation: AtomicBool::new(true) })
+        Ok(Self { local, members, segmentation: Segmentation::new(local) })
     }
 
     /// The address bound.
@@ -80,9 +104,10 @@ impl SendPool {
         self.member(source_port).0
     }
 
-    /// Whether runs are sent with `UDP_SEGMENT`; off once the kernel said that the NIC cannot checksum.
-    pub fn segmentation(&self) -> bool {
-        self.segmentation.load(Ordering::Relaxed)
+    /// Whether runs to `remote` are sent with `UDP_SEGMENT`; not for a while after the kernel has said that its route takes
+    /// none.
+    pub fn segmentation(&self, remote: IpAddr) -> bool {
+        self.segmentation.refusals.permits(remote)
     }
 
     /// Limits every socket's send buffer; the kernel doubles `bytes` and has a minimum of a few KiB.
@@ -94,12 +119,6 @@ impl SendPool {
         let place = usize::from(source_port) % PORTS;
         let (port, socket) = &self.members[place * self.members.len() / PORTS];
         (*port, socket.as_fd())
-    }
-
-    fn turn_segmentation_off(&self) {
-        if self.segmentation.swap(false, Ordering::Relaxed) {
-            tracing::info!(local = %self.local, "the NIC does not checksum UDP: datagrams are sent one by one");
-        }
     }
 }
 
@@ -125,14 +144,21 @@ fn open_member(local: SocketAddr) -> Result<OwnedFd, SocketError> {
 fn configure(socket: &OwnedFd, local: IpAddr) -> io::Result<()> {
     socket::refuse_all(socket)?;
     socket::set_int(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 0)?;
+    if local.is_ipv6() {
+        // A label from the kernel's own hash would tell the runs of a flow from its raw single datagrams.
+        socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, 0)?;
+    }
+    configure_sending(socket, local.is_ipv4())
+}
+
+/// What every socket has that tunnel datagrams are sent from.
+pub(super) fn configure_sending(socket: &OwnedFd, is_ipv4: bool) -> io::Result<()> {
     socket::set_buffer(socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER)?;
-    if local.is_ipv4() {
+    if is_ipv4 {
         socket::set_int(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
         socket::set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
     } else {
         socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
-        // A label from the kernel's own hash would tell the runs of a flow from its raw single datagrams.
-        socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, 0)?;
         socket::set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)
     }
 }
@@ -167,21 +193,24 @@ impl DatagramSink for UdpSender {
                 return Ok(());
             }
         }
-        let run = Run { pool, socket, name: SocketName::new(transmit.remote, transmit.port), transmit };
-        run.send(&mut self.pieces)
+        let name = SocketName::new(transmit.remote, transmit.port);
+        Run { segmentation: &pool.segmentation, socket, name, source: None, transmit }.send(&mut self.pieces)
     }
 }
 
 /// A run on its way through one socket.
-struct Run<'a> {
-    pool: &'a SendPool,
-    socket: BorrowedFd<'a>,
-    name: SocketName,
-    transmit: &'a Transmit<'a>,
+pub(super) struct Run<'a> {
+    pub(super) segmentation: &'a Segmentation,
+    pub(super) socket: BorrowedFd<'a>,
+    pub(super) name: SocketName,
+    /// The source address, where the socket is not bound to one.
+    pub(super) source: Option<IpAddr>,
+    pub(super) transmit: &'a Transmit<'a>,
 }
 
 impl Run<'_> {
-    fn send(&self, pieces: &mut Vec<IoSlice<'static>>) -> Result<(), SendFailure> {
+    /// Sends it; `pieces` is an empty list whose allocation is used.
+    pub(super) fn send(&self, pieces: &mut Vec<IoSlice<'static>>) -> Result<(), SendFailure> {
         let Transmit { slices, datagrams, .. } = *self.transmit;
         let mut per_call = self.datagrams_per_call();
         if datagrams <= per_call && slices.len() <= MAX_SLICES && total_len(slices) <= MAX_PAYLOAD {
@@ -199,7 +228,7 @@ impl Run<'_> {
 
     /// How many datagrams one call takes.
     fn datagrams_per_call(&self) -> usize {
-        if !self.pool.segmentation() {
+        if !self.segmentation.refusals.permits_next(self.transmit.remote) {
             return 1;
         }
         (MAX_PAYLOAD / self.transmit.segment_size.max(1)).clamp(1, MAX_SEGMENTS)
@@ -245,7 +274,7 @@ impl Run<'_> {
     fn refused_as_run(&self, error: &io::Error) -> bool {
         match error.raw_os_error() {
             Some(libc::EIO) => {
-                self.pool.turn_segmentation_off();
+                self.segmentation.note_refusal(self.transmit.remote);
                 true
             }
             Some(libc::EMSGSIZE | libc::EINVAL) => true,
@@ -267,7 +296,26 @@ impl Run<'_> {
                 SocketName::V6(_) => control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos),
             }
         }
+        if let Some(source) = self.source {
+            push_source(&mut control, source);
+        }
         send_patiently(self.socket, &self.name, slices, control.as_bytes())
+    }
+}
+
+/// The source address of a datagram: `struct in_pktinfo` or `struct in6_pktinfo`, without an interface.
+fn push_source(control: &mut SendControl, source: IpAddr) {
+    match source {
+        IpAddr::V4(v4) => {
+            let mut info = [0; 12];
+            info[4..8].copy_from_slice(&v4.octets());
+            control.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+        }
+        IpAddr::V6(v6) => {
+            let mut info = [0; 20];
+            info[..16].copy_from_slice(&v6.octets());
+            control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+        }
     }
 }
 

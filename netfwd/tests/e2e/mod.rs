@@ -7,14 +7,20 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod order;
 pub mod packets;
+pub mod wireguard;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use xtask::lab::{Config, Family, LAN, Lab, Metrics, Namespace, Netfwd, Options, TunnelKind, UNDERLAY, root_or_skip};
+use order::OrderWatch;
+use rustix::process::Signal;
+use xtask::lab::{
+    Config, Family, LAN, Lab, Metrics, Namespace, Netfwd, Options, Sample, TunnelKind, UNDERLAY, root_or_skip,
+};
 use xtask::load::{tcp, udp};
 use xtask::machine::wait_until;
 
@@ -26,6 +32,8 @@ pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const PATIENCE: Duration = Duration::from_secs(3);
 /// A rate that the unoptimized daemon follows without loss on a busy machine, in Gbit/s.
 const RATE: f64 = 0.15;
+/// How many times slower an emulated machine is; set by `cargo xtask vm`.
+const SLOWNESS: &str = "NETFWD_SLOWNESS";
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -59,7 +67,7 @@ impl Rig {
         if !root_or_skip() {
             return None;
         }
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let lab = Lab::with(options).expect("a lab");
         let text = text(&lab);
         let netfwd = Netfwd::start_with(&lab, Path::new(NETFWD), &text, &[]).expect("a running netfwd");
@@ -98,14 +106,19 @@ impl Rig {
 
     /// Every drop reason that was counted, with its labels.
     ///
-    /// A TUN gets the kernel's own multicast (router solicitations, MLD reports), for which an L3 tunnel has no route:
-    /// rightly dropped and counted, but no part of any test here.
+    /// A TUN gets the kernel's own multicast (router solicitations, MLD reports), for which an L3 tunnel has no route and
+    /// no peer: rightly dropped and counted, but no part of any test here.
     pub fn drops(&self) -> Vec<String> {
-        let l3 = self.lab.options().tunnels.iter().any(|tunnel| tunnel.kind == TunnelKind::VxlanGpe);
+        let has = |wanted: fn(TunnelKind) -> bool| self.lab.options().tunnels.iter().any(|tunnel| wanted(tunnel.kind));
+        let gpe = has(|kind| kind == TunnelKind::VxlanGpe);
+        let wireguard = has(|kind| matches!(kind, TunnelKind::WireGuard(_)));
         let metrics = self.metrics();
         let counted = metrics.samples("netfwd_drops_total").filter(|sample| sample.value > 0.0);
-        let noise = |reason: Option<&String>| l3 && reason.is_some_and(|reason| reason == "no_route");
-        let drops = counted.filter(|sample| !noise(sample.labels.get("reason")));
+        let noise = |sample: &Sample| {
+            let is = |key: &str, value: &str| sample.labels.get(key).is_some_and(|found| found == value);
+            gpe && is("reason", "no_route") || wireguard && is("direction", "egress") && is("reason", "no_peer")
+        };
+        let drops = counted.filter(|sample| !noise(sample));
         drops.map(|sample| format!("{:?} {}", sample.labels, sample.value)).collect()
     }
 
@@ -126,15 +139,29 @@ impl Rig {
         self.assert_flushes_balance();
     }
 
-    /// Asserts that the server's TCP saw its segments in order; only a full queue, of a veth pair or of AF_XDP (a worker
-    /// that got no CPU in time), may excuse a gap. The peer is not asked: its VXLAN device has a queue per CPU (`gro_cells`), which may overtake each other.
-    pub fn assert_in_order(&self) {
-        let Lab { peer, gateway, server, .. } = &self.lab;
-        let lost = |end: &Namespace, device| end.statistic(device, "tx_dropped").expect("a counter");
-        let unread = self.metrics().sum("netfwd_xsk_rx_ring_full_total") as u64;
-        let lost = lost(peer, UNDERLAY) + lost(gateway, LAN) + unread;
-        let early = early_segments(server);
-        assert!(early == 0 || lost > 0, "{early} TCP segments came too early, and no queue was full");
+    /// Watches the order of TCP from the peer to the server, through the first tunnel.
+    pub fn watch_order(&self) -> OrderWatch {
+        OrderWatch::start(&self.lab, &self.lab.options().tunnels[0].name)
+    }
+
+    /// Asserts that netfwd wrote every flow's segments in the order in which the peer sent them, whatever was lost between.
+    ///
+    /// What the server counts as early is told, but is no verdict: before and behind netfwd lie its kernel's queues.
+    pub fn assert_in_order(&self, watch: OrderWatch) {
+        let order = watch.end();
+        assert_eq!(order.missed, 0, "the watch itself has missed frames");
+        assert!(order.frames > 0, "no TCP was seen");
+        let (early, dropped) = early_segments(&self.lab.server);
+        if early > 0 {
+            let lost = |end: &Namespace, device| end.statistic(device, "tx_dropped").expect("a counter");
+            let (before, behind) = (lost(&self.lab.peer, UNDERLAY), lost(&self.lab.gateway, LAN));
+            let unread = self.metrics().sum("netfwd_xsk_rx_ring_full_total");
+            eprintln!(
+                "the server saw {early} TCP segments early; lost on the way to the gateway: {before}, in a full AF_XDP ring: \
+                 {unread}, on the way to the server: {behind}, by the server's TCP: {dropped:?}"
+            );
+        }
+        assert!(order.disorder.is_empty(), "out of order: {:#?}", order.disorder);
     }
 
     fn assert_flushes_balance(&self) {
@@ -145,6 +172,17 @@ impl Rig {
             sums.0 == sums.1
         });
         assert_eq!(sums.0, sums.1, "sum(gro_flush_total) and sum(gro_output_frames_total)");
+    }
+
+    /// Stops the daemon where it is, on every thread.
+    pub fn pause(&self) {
+        self.netfwd.signal(Signal::STOP).expect("a stopped daemon");
+        assert!(wait_until(PATIENCE, || is_stopped(self.netfwd.id())), "SIGSTOP takes effect on every thread");
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.netfwd.signal(Signal::CONT).expect("a running daemon");
     }
 
     /// Ends the daemon in the ordinary way.
@@ -215,14 +253,38 @@ impl Growth {
     }
 }
 
-/// TCP segments that arrived in that namespace before an earlier one had (`TcpExt: TCPOFOQueue`).
-fn early_segments(namespace: &Namespace) -> u64 {
+/// Are all its threads stopped (proc_pid_stat(5), third field)?
+fn is_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    threads.flatten().all(|thread| stat(thread).rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+}
+
+/// Waits until no other test of this program has a lab.
+pub fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// TCP segments that arrived in that namespace before an earlier one had (`TcpExt: TCPOFOQueue`), and what its TCP has
+/// dropped.
+fn early_segments(namespace: &Namespace) -> (u64, Vec<(String, u64)>) {
     let text = namespace.exec("cat /proc/net/netstat").expect("counters");
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
     let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let mut counters = names.split_whitespace().zip(values.split_whitespace());
-    let (_, value) = counters.find(|(name, _)| *name == "TCPOFOQueue").expect("TCPOFOQueue");
-    value.parse().expect("a number")
+    let counters = names.split_whitespace().zip(values.split_whitespace()).skip(1);
+    let counters: Vec<(&str, u64)> = counters
+        .map(|(name, value)| (name, value.parse().expect("a number")))
+        .filter(|(_, value)| *value > 0)
+        .collect();
+    let early = counters.iter().find(|(name, _)| *name == "TCPOFOQueue").map_or(0, |(_, value)| *value);
+    let is_loss = |name: &str| ["Drop", "Prune"].iter().any(|word| name.contains(word));
+    let dropped = counters.into_iter().filter(|(name, _)| is_loss(name));
+    (early, dropped.map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+/// 1 on real hardware.
+pub fn slowness() -> f64 {
+    std::env::var(SLOWNESS).map_or(1.0, |text| text.parse().expect("a number"))
 }
 
 /// Payloads that fit every tunnel's MTU at underlay MTU 1500.
@@ -247,7 +309,7 @@ pub fn tcp_intact(from: &Namespace, to: &Namespace, address: IpAddr, flows: u32,
 pub fn udp_faithful(from: &Namespace, to: &Namespace, address: IpAddr, sizes: udp::Sizes, datagrams: u64) {
     // Datagrams that wait for a neighbour's address are lost, or overtaken, in the sender's own kernel.
     from.exec(&format!("ping -c 1 -W 5 {address}")).expect("an answer");
-    let load = udp::Load::of_datagrams(sizes, datagrams, RATE);
+    let load = udp::Load::of_datagrams(sizes, datagrams, RATE / slowness());
     let report = udp::run(from, to, address, &load);
     let report = report.unwrap_or_else(|error| panic!("UDP to {address}: {error:#}"));
     assert!(report.faithful() && report.lost() == 0, "UDP {:?} to {address}: {report:?}", load.sizes);

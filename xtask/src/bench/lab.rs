@@ -1,13 +1,18 @@
-//! The whole gateway in a lab: netfwd in three forms and the kernel's VXLAN device, taking turns.
+//! The whole gateway in a lab, its subjects taking turns: netfwd in three forms and the kernel's VXLAN device; or netfwd
+//! and other WireGuard programs, all with the same far end.
 //!
 //! In every round each subject is started afresh and gets every load, so that a machine that slows down slows all of them
 //! down. What veth makes dearer for us than for the kernel (AF_XDP copies each packet there) is in the figures.
 
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use xtask::interrupt;
-use xtask::lab::Lab;
+use xtask::lab::{Family, Lab, Options, Program, Side, Tunnel};
+use xtask::load::flood::{self, Flood};
+use xtask::load::latency;
 
 use super::Figure;
 use crate::cargo;
@@ -15,23 +20,53 @@ use crate::measure::{Case, Direction, Gateway, Outcome, Protocol, Subject, measu
 
 /// More than any subject forwards on a small machine would only measure how it sheds load.
 const UDP_RATE: f64 = 2.0;
+/// Forged handshakes a second, and how long they come before anything is measured.
+const FLOOD_RATE: u32 = 50_000;
+const FLOOD_LEAD: Duration = Duration::from_millis(500);
 /// Copy-mode and zero-copy chunks alike.
 const UMEM_CHUNK: f64 = 2048.0;
 const MIB: f64 = 1_048_576.0;
 
+/// What stands at the other end, and what the table is called.
+#[derive(Clone, Copy, Debug)]
+pub enum Course {
+    /// The kernel's VXLAN device.
+    Vxlan,
+    /// That WireGuard program.
+    WireGuard(Program),
+}
+
+impl Course {
+    fn lab(self) -> Result<Lab> {
+        match self {
+            Self::Vxlan => Lab::new(),
+            Self::WireGuard(far_end) => Lab::with(Options::with_tunnels([Tunnel::wireguard(far_end)])),
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Vxlan => "lab".to_owned(),
+            Self::WireGuard(far_end) => format!("wireguard with {} at the far end", far_end.name()),
+        }
+    }
+}
+
 /// Every case for every subject: medians over the rounds.
-pub fn measure_all(subjects: &[Subject], rounds: usize, seconds: f64) -> Result<Vec<Figure>> {
+pub fn measure_all(course: Course, subjects: &[Subject], rounds: usize, seconds: f64) -> Result<Vec<Figure>> {
     if !rustix::process::geteuid().is_root() {
         bail!("the lab is made of network namespaces, which need root");
     }
-    let binary = if subjects == [Subject::Kernel] { PathBuf::new() } else { cargo::build_netfwd()? };
+    let ours = subjects.iter().any(|subject| subject.is_netfwd());
+    let binary = if ours { cargo::build_netfwd()? } else { PathBuf::new() };
     interrupt::install();
-    let lab = Lab::new()?;
+    let lab = course.lab()?;
     let mut samples = Vec::new();
     for round in 1..=rounds {
         for &subject in subjects {
-            eprintln!("lab: round {round} of {rounds}, {}", subject.name());
-            samples.extend(measure_subject(&lab, subject, &binary, seconds)?);
+            eprintln!("{}: round {round} of {rounds}, {}", course.name(), subject.name());
+            let figures = measure_subject(&lab, subject, &binary, seconds)?;
+            samples.extend(figures.into_iter().map(|figure| Figure { bench: course.name(), ..figure }));
             if interrupt::requested() {
                 bail!("stopped; the namespaces are removed");
             }
@@ -57,6 +92,10 @@ fn measure_subject(lab: &Lab, subject: Subject, binary: &Path, seconds: f64) -> 
             return Ok(figures);
         }
     }
+    figures.extend(round_trips(subject, lab, seconds)?);
+    if let Some(flood) = flood(lab, seconds)? {
+        figures.push(under_flood(subject, lab, &gateway, flood)?);
+    }
     figures.extend(memory(subject, &gateway)?);
     gateway.stop()?;
     Ok(figures)
@@ -70,21 +109,63 @@ fn figures_of(subject: Subject, case: Case, outcome: &Outcome) -> Vec<Figure> {
     if matches!(case.protocol, Protocol::Udp { .. }) {
         figures.push(figure(subject, &case.name(), outcome.loss * 100.0, "% of datagrams lost"));
     }
-    if subject != Subject::Kernel {
+    if let Some(process) = outcome.process_per_gigabyte {
+        figures.push(figure(subject, &case.name(), process, "CPU-seconds per GB, the gateway's process"));
+    }
+    if subject.is_netfwd() {
         let ratio = if case.direction == Direction::Ingress { outcome.counts.merged } else { outcome.counts.cut };
         figures.push(figure(subject, &case.name(), ratio, "packets per frame at the device"));
     }
     figures
 }
 
+/// One small packet each way, again and again, with nothing else on the line.
+fn round_trips(subject: Subject, lab: &Lab, seconds: f64) -> Result<Vec<Figure>> {
+    let duration = Duration::from_secs_f64(seconds);
+    let report = latency::run(&lab.peer, &lab.server, lab.server_address(Family::V4), duration)?;
+    let micros = |case: &str, time: Duration| figure(subject, case, time.as_secs_f64() * 1e6, "µs");
+    Ok(vec![micros("round trip, p50", report.p50), micros("round trip, p99", report.p99)])
+}
+
+/// Handshakes from nowhere, where there are handshakes; answers to them lead away.
+fn flood(lab: &Lab, seconds: f64) -> Result<Option<Flood>> {
+    let Some(tunnel) = lab.options().tunnels.iter().find(|tunnel| lab.far_end(&tunnel.name).is_ok()) else {
+        return Ok(None);
+    };
+    lab.gateway.ip(&format!("route replace {} via {}", flood::SOURCE_PREFIX, tunnel.outer_address(Side::Peer)))?;
+    Ok(Some(Flood {
+        target: tunnel.endpoint(Side::Gateway),
+        public_key: lab.far_end(&tunnel.name)?.keys.gateway.public_bytes()?,
+        rate: FLOOD_RATE,
+        duration: Duration::from_secs_f64(seconds),
+    }))
+}
+
+/// What is left of one TCP flow meanwhile.
+fn under_flood(subject: Subject, lab: &Lab, gateway: &Gateway<'_>, flood: Flood) -> Result<Figure> {
+    let seconds = flood.duration.as_secs_f64();
+    let case = Case { protocol: Protocol::Tcp { flows: 1 }, direction: Direction::Ingress, seconds };
+    let longer = Flood { duration: flood.duration + FLOOD_LEAD, ..flood };
+    let outcome = thread::scope(|scope| {
+        let flood = scope.spawn(|| flood::run(&lab.peer, &longer));
+        thread::sleep(FLOOD_LEAD);
+        let outcome = measure(lab, gateway, case, |_| {});
+        flood.join().map_err(|_| anyhow!("the flood panicked"))??;
+        outcome
+    })?;
+    let name = format!("TCP peer → server, 1 flow, under {FLOOD_RATE} forged handshakes/s");
+    Ok(figure(subject, &name, outcome.gigabits, "Gbit/s"))
+}
+
 /// Resident memory after all that traffic, and what of it the UMEM may take.
 fn memory(subject: Subject, gateway: &Gateway<'_>) -> Result<Vec<Figure>> {
     let Some(resident) = gateway.resident_bytes() else { return Ok(Vec::new()) };
-    let umem = gateway.metrics()?.sum("netfwd_xsk_umem_frames") * UMEM_CHUNK;
-    Ok(vec![
-        figure(subject, "resident", resident as f64 / MIB, "MiB"),
-        figure(subject, "of which UMEM, at most", umem / MIB, "MiB"),
-    ])
+    let mut figures = vec![figure(subject, "resident", resident as f64 / MIB, "MiB")];
+    if subject.is_netfwd() {
+        let umem = gateway.metrics()?.sum("netfwd_xsk_umem_frames") * UMEM_CHUNK;
+        figures.push(figure(subject, "of which UMEM, at most", umem / MIB, "MiB"));
+    }
+    Ok(figures)
 }
 
 fn figure(subject: Subject, case: &str, value: f64, unit: &str) -> Figure {

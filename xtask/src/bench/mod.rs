@@ -13,10 +13,12 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use xtask::lab::Program;
 
 use crate::cargo::{cargo, target};
 use crate::measure::Subject;
 use crate::setup;
+use lab::Course;
 
 /// What to measure and how long.
 #[derive(clap::Args)]
@@ -24,13 +26,16 @@ pub struct Arguments {
     /// Which benchmarks; all of them by default
     #[arg(value_enum)]
     benches: Vec<Bench>,
-    /// Subjects of the lab; all of them by default
+    /// Subjects of the lab or of wireguard; all of them by default
     #[arg(long, value_enum, value_delimiter = ',')]
     subjects: Vec<Subject>,
-    /// Rounds of the lab; the figures are medians
+    /// The other end of wireguard
+    #[arg(long, value_enum, default_value = "wireguard-go-gso")]
+    far_end: Subject,
+    /// Rounds of lab and wireguard; the figures are medians
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Seconds for each load of the lab
+    /// Seconds for each load of lab and wireguard
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
 }
@@ -45,6 +50,8 @@ enum Bench {
     Segment,
     /// The whole gateway in a lab, beside the kernel's VXLAN device
     Lab,
+    /// The same as a WireGuard endpoint, beside other programs for that
+    Wireguard,
 }
 
 /// One figure.
@@ -59,21 +66,37 @@ struct Figure {
 
 /// Measures, prints a table and writes `bench.json` beside the build results.
 pub fn perform(arguments: &Arguments) -> Result<()> {
-    setup::ensure()?;
-    let all = [Bench::Xdp, Bench::Coalesce, Bench::Segment, Bench::Lab];
+    let all = [Bench::Xdp, Bench::Coalesce, Bench::Segment, Bench::Lab, Bench::Wireguard];
     let benches = if arguments.benches.is_empty() { &all[..] } else { &arguments.benches };
-    let subjects = if arguments.subjects.is_empty() { &Subject::ALL[..] } else { &arguments.subjects };
+    setup::ensure()?;
+    if benches.contains(&Bench::Wireguard) {
+        setup::ensure_all_peers()?;
+    }
     let mut figures = Vec::new();
     for bench in benches {
         figures.extend(match bench {
             Bench::Xdp => micro("xdp")?,
             Bench::Coalesce => micro("coalesce")?,
             Bench::Segment => micro("segment")?,
-            Bench::Lab => lab::measure_all(subjects, arguments.rounds, arguments.seconds)?,
+            Bench::Lab => arguments.lab(Course::Vxlan, &Subject::VXLAN)?,
+            Bench::Wireguard => arguments.lab(Course::WireGuard(arguments.far_end()?), &Subject::WIREGUARD)?,
         });
     }
     print!("{}", report::tables(&figures));
     write_json(&figures)
+}
+
+impl Arguments {
+    /// One lab with those of its subjects that were asked for.
+    fn lab(&self, course: Course, subjects: &[Subject]) -> Result<Vec<Figure>> {
+        let wanted = |subject: &&Subject| self.subjects.is_empty() || self.subjects.contains(subject);
+        let subjects: Vec<Subject> = subjects.iter().filter(wanted).copied().collect();
+        lab::measure_all(course, &subjects, self.rounds, self.seconds)
+    }
+
+    fn far_end(&self) -> Result<Program> {
+        self.far_end.program().with_context(|| format!("{} cannot be the far end", self.far_end.name()))
+    }
 }
 
 /// Runs one of netfwd's own benchmarks, which print a table for people and one JSON object a line for us.

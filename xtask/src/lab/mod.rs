@@ -9,7 +9,8 @@
 //!
 //! The peer is the Linux kernel, and it looks like a host behind a wire: checksum and segmentation offloads are off on
 //! its end of the underlay, so MTU-sized packets arrive with every checksum finished. The gateway is netfwd
-//! ([`Netfwd`]) or the kernel itself ([`Lab::kernel_gateway`]).
+//! ([`Netfwd`]) or the kernel itself ([`Lab::kernel_gateway`]). With a WireGuard tunnel ([`Tunnel::wireguard`]) the far
+//! end is a program of others, and another of them may stand in the gateway ([`Lab::wireguard_gateway`]).
 //!
 //! Invariants: names carry the process id, so labs never meet; everything is removed when the [`Lab`] goes, after a
 //! panic too. Deliberately absent: impairment (delay, loss), since the kernels this is built for have no netem.
@@ -20,6 +21,7 @@ mod netfwd;
 mod process;
 mod tunnel;
 mod wire;
+mod wireguard;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -35,6 +37,10 @@ pub use netfwd::{Config, METRICS_ADDRESS, Netfwd};
 pub use process::{Process, output};
 pub use tunnel::{Family, Side, Tunnel, TunnelKind};
 pub use wire::Wire;
+pub use wireguard::{
+    Device, DeviceState, FarEnd, KeyPair, Keys, PeerState, Program, WireGuard, generate_preshared, read_secret,
+    write_secret,
+};
 
 /// The underlay device's name in peer and gateway.
 pub const UNDERLAY: &str = "under0";
@@ -93,6 +99,8 @@ impl Options {
 /// A standing lab.
 #[derive(Debug)]
 pub struct Lab {
+    // The programs end before their namespaces.
+    far_ends: Vec<FarEnd>,
     /// The far end of the tunnels.
     pub peer: Namespace,
     /// Where the gateway under test runs.
@@ -134,6 +142,7 @@ impl Lab {
     fn build(options: Options, [peer, gateway, server]: [&str; 3], directory: PathBuf) -> Result<Self> {
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let mut lab = Self {
+            far_ends: Vec::new(),
             peer: Namespace::create(peer)?,
             gateway: Namespace::create(gateway)?,
             server: Namespace::create(server)?,
@@ -151,7 +160,13 @@ impl Lab {
         lab.configure_underlay()?;
         lab.connect_lan()?;
         for (index, tunnel) in lab.options.tunnels.iter().enumerate() {
-            tunnel.add_device(Side::Peer, &lab.peer, lab.options.underlay_mtu, index == 0)?;
+            match tunnel.kind {
+                TunnelKind::WireGuard(wireguard) => {
+                    let end = FarEnd::start(tunnel, wireguard, &lab.peer, &lab.directory, index == 0)?;
+                    lab.far_ends.push(end);
+                }
+                _ => tunnel.add_device(Side::Peer, &lab.peer, lab.options.underlay_mtu, index == 0)?,
+            }
         }
         Ok(lab)
     }
@@ -202,9 +217,20 @@ impl Lab {
     /// Makes the peer forget what it learned of the gateway's devices; a new device has a new MAC address.
     pub fn forget_neighbours(&self) -> Result<()> {
         for tunnel in &self.options.tunnels {
-            self.peer.ip(&format!("neighbour flush dev {}", tunnel.name))?;
+            self.peer.ip(&format!("neighbour flush dev {}", tunnel.device_name(Side::Peer)))?;
         }
         Ok(())
+    }
+
+    /// Deletes the underlay's devices, as a driver does that is unloaded.
+    pub fn delete_underlay(&self) -> Result<()> {
+        self.gateway.ip(&format!("link delete {UNDERLAY}")).map(drop)
+    }
+
+    /// Makes them again, with names and addresses as before.
+    pub fn restore_underlay(&self) -> Result<()> {
+        self.connect((&self.peer, UNDERLAY), (&self.gateway, UNDERLAY), &self.underlay_link())?;
+        self.configure_underlay()
     }
 
     fn set_parameters(&self) -> Result<()> {
@@ -279,6 +305,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if !self.keep {
+            wireguard::remove_sockets(&self.options.tunnels);
             // The namespaces remove themselves. Logs of a failed test were printed by whoever failed.
             fs::remove_dir_all(&self.directory).ok();
         }
@@ -305,8 +332,7 @@ pub fn down() -> Result<Vec<String>> {
     let names = listed.lines().filter_map(|line| line.split_whitespace().next());
     let mut removed = Vec::new();
     for name in names.filter(|name| FIXED_NAMES.contains(name) || is_orphan(name)) {
-        end_processes_in(name)?;
-        output(Command::new("ip").args(["netns", "delete", name]))?;
+        namespace::remove(name)?;
         removed.push(name.to_owned());
     }
     fs::remove_dir_all(std::env::temp_dir().join("nf-lab")).ok();
@@ -317,16 +343,6 @@ pub fn down() -> Result<Vec<String>> {
 fn is_orphan(name: &str) -> bool {
     let pid = name.strip_prefix("nf-").and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse::<u32>().ok());
     pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-}
-
-/// A namespace lives on without its name while a process is in it.
-fn end_processes_in(name: &str) -> Result<()> {
-    let pids = output(Command::new("ip").args(["netns", "pids", name]))?;
-    for pid in pids.lines().filter_map(|line| rustix::process::Pid::from_raw(line.trim().parse().ok()?)) {
-        // It may have ended in the meantime.
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-    }
-    Ok(())
 }
 
 /// The underlay address of host 1 or 2.

@@ -1,7 +1,7 @@
 //! One network namespace, from its making to its removal.
 //!
 //! Invariant: a namespace made by [`Namespace::create`] is gone once the value is dropped, after a panic too, unless
-//! [`Namespace::keep`] was called. Deliberately absent: mount, PID and user namespaces. Only the network is virtual.
+//! [`Namespace::keep`] was called, with every process in it. Deliberately absent: mount, PID and user namespaces. Only the network is virtual.
 
 use std::fs;
 use std::path::Path;
@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::process::{Process, output};
@@ -95,6 +96,11 @@ impl Namespace {
         text.trim().parse().with_context(|| format!("{device}: odd counter {counter}: {text}"))
     }
 
+    /// The processes whose first thread is in the namespace.
+    pub fn processes(&self) -> Result<Vec<Pid>> {
+        processes_in(&self.name)
+    }
+
     /// Runs a closure on a fresh thread inside the namespace and waits for it. Sockets it opens stay in the namespace.
     pub fn run<T: Send>(&self, task: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
@@ -116,11 +122,26 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         if self.remove
-            && let Err(error) = output(Command::new("ip").args(["netns", "delete", &self.name]))
+            && let Err(error) = remove(&self.name)
         {
             eprintln!("lab: {error:#}");
         }
     }
+}
+
+/// Removes a namespace and ends what runs in it, such as a daemon that a failed test has left: a namespace lives on
+/// without its name while a process is in it.
+pub(super) fn remove(name: &str) -> Result<()> {
+    for pid in processes_in(name)? {
+        // It may have ended in the meantime.
+        kill_process(pid, Signal::TERM).ok();
+    }
+    output(Command::new("ip").args(["netns", "delete", name])).map(drop)
+}
+
+fn processes_in(name: &str) -> Result<Vec<Pid>> {
+    let pids = output(Command::new("ip").args(["netns", "pids", name]))?;
+    Ok(pids.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)).collect())
 }
 
 /// Where `ip netns` keeps the handle of a namespace.

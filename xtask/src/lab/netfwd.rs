@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use super::metrics::Metrics;
 use super::process::Process;
 use super::tunnel::Tunnel;
-use super::{Lab, Namespace, UNDERLAY};
+use super::{Lab, Namespace, Options, UNDERLAY};
 use crate::interrupt;
 use crate::machine::wait_until;
 
@@ -30,20 +30,22 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Config {
     underlay: Vec<String>,
     gro: Vec<String>,
-    tunnels: Vec<Tunnel>,
-    underlay_mtu: u32,
+    tunnels: Vec<String>,
     extra: String,
 }
 
 impl Config {
     /// The configuration that fits the lab's peer, everything else at its default.
     pub fn of(lab: &Lab) -> Self {
-        let options = lab.options();
+        let Options { tunnels, underlay_mtu, .. } = lab.options();
+        let text = |tunnel: &Tunnel| match lab.far_end(&tunnel.name) {
+            Ok(wireguard) => wireguard.keys.netfwd_config(tunnel),
+            Err(_) => tunnel.config(*underlay_mtu),
+        };
         Self {
             underlay: Vec::new(),
             gro: Vec::new(),
-            tunnels: options.tunnels.clone(),
-            underlay_mtu: options.underlay_mtu,
+            tunnels: tunnels.iter().map(text).collect(),
             extra: String::new(),
         }
     }
@@ -81,12 +83,11 @@ impl Config {
     /// The file's text.
     pub fn text(&self) -> String {
         let section = |lines: &[String]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
-        let tunnels: Vec<String> = self.tunnels.iter().map(|tunnel| tunnel.config(self.underlay_mtu)).collect();
         format!(
             "[metrics]\nlisten = \"{METRICS_ADDRESS}\"\n\n[[underlay]]\ninterface = \"{UNDERLAY}\"\n{}\n[gro]\n{}\n{}\n{}",
             section(&self.underlay),
             section(&self.gro),
-            tunnels.join("\n"),
+            self.tunnels.join("\n"),
             self.extra,
         )
     }

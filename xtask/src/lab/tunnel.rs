@@ -1,4 +1,4 @@
-//! The tunnels of a lab: one description for the kernel's device at the peer, the kernel's device in the gateway, and
+//! The tunnels of a lab: one description for the device at the peer, another implementation's device in the gateway, and
 //! netfwd's configuration, so that the three cannot disagree.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 
 use super::namespace::Namespace;
+use super::wireguard::WireGuard;
 use super::{GATEWAY_HOST, LAN4, LAN6, PEER_HOST, underlay_address};
 
 /// An address family.
@@ -24,21 +25,23 @@ pub enum TunnelKind {
     Vxlan,
     /// VXLAN with the Generic Protocol Extension: IP inside.
     VxlanGpe,
+    /// WireGuard.
+    WireGuard(WireGuard),
 }
 
 /// Which end of the tunnel.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Side {
-    /// The far end, always the kernel's.
+    /// The far end, never netfwd's unless a test asks for that.
     Peer,
-    /// The gateway: netfwd, or the kernel in its place.
+    /// The gateway: netfwd, or another in its place.
     Gateway,
 }
 
 /// One tunnel between peer and gateway.
 #[derive(Clone, Debug)]
 pub struct Tunnel {
-    /// The device's name on both sides.
+    /// The device's name on both sides, but see [`Tunnel::device_name`].
     pub name: String,
     /// What it speaks.
     pub kind: TunnelKind,
@@ -129,11 +132,21 @@ impl Tunnel {
         underlay_address(self.underlay, host(side))
     }
 
-    /// Bytes in front of the inner IP packet.
+    /// The device's name on one side. Those of WireGuard differ, since their UAPI sockets share a directory.
+    pub fn device_name(&self, side: Side) -> String {
+        let suffix = if matches!(self.kind, TunnelKind::WireGuard(_)) && side == Side::Peer { "p" } else { "" };
+        format!("{}{suffix}", self.name)
+    }
+
+    /// Bytes around the inner IP packet, the padding of WireGuard left out.
     pub fn overhead(&self) -> u32 {
         let ip = if self.underlay == Family::V4 { 20 } else { 40 };
-        let ethernet = if self.kind == TunnelKind::Vxlan { 14 } else { 0 };
-        ip + 8 + 8 + ethernet
+        let tunnel = match self.kind {
+            TunnelKind::Vxlan => 8 + 14,
+            TunnelKind::VxlanGpe => 8,
+            TunnelKind::WireGuard(_) => 16 + 16,
+        };
+        ip + 8 + tunnel
     }
 
     /// The devices' MTU for that underlay.
@@ -175,6 +188,7 @@ impl Tunnel {
             }
             // The kernel has GPE only in collect-metadata mode: routes say where packets go.
             TunnelKind::VxlanGpe => format!("type vxlan dstport {port} external gpe {options}"),
+            TunnelKind::WireGuard(_) => "type wireguard".to_owned(),
         }
     }
 
@@ -186,7 +200,7 @@ impl Tunnel {
             TunnelKind::Vxlan if lan => {
                 vec![format!("{LAN4} via {}", far(Family::V4)), format!("{LAN6} via {}", far(Family::V6))]
             }
-            TunnelKind::Vxlan => Vec::new(),
+            TunnelKind::Vxlan | TunnelKind::WireGuard(_) => Vec::new(),
             TunnelKind::VxlanGpe => {
                 let overlays = [format!("10.{}.0.0/24", self.overlay), format!("{:x}::/64", prefix6(self.overlay))];
                 let lans = if lan { vec![LAN4.to_owned(), LAN6.to_owned()] } else { Vec::new() };
@@ -207,7 +221,7 @@ impl Tunnel {
         format!("encap {ip} id {} src {local} dst {remote} {options}", self.vni)
     }
 
-    /// netfwd's `[[tunnel]]` for the gateway's side.
+    /// netfwd's `[[tunnel]]` for the gateway's side, of tunnels without keys.
     pub(super) fn config(&self, underlay_mtu: u32) -> String {
         let kind = if self.kind == TunnelKind::Vxlan { "vxlan" } else { "vxlan-gpe" };
         let (local, remote) = (self.outer_address(Side::Gateway), self.outer_address(Side::Peer));
@@ -234,7 +248,7 @@ fn host(side: Side) -> u8 {
     if side == Side::Peer { PEER_HOST } else { GATEWAY_HOST }
 }
 
-fn other(side: Side) -> Side {
+pub(super) fn other(side: Side) -> Side {
     if side == Side::Peer { Side::Gateway } else { Side::Peer }
 }
 
@@ -246,6 +260,7 @@ fn prefix6(overlay: u8) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wireguard::Program;
     use super::*;
 
     #[test]
@@ -260,5 +275,6 @@ mod tests {
         assert_eq!(Tunnel::vxlan("a", 1).overhead(), 50);
         assert_eq!(Tunnel::vxlan("a", 1).over(Family::V6).overhead(), 70);
         assert_eq!(Tunnel::vxlan_gpe("a", 1).overhead(), 36);
+        assert_eq!(Tunnel::wireguard(Program::WireguardGo).overhead(), 60);
     }
 }

@@ -7,6 +7,7 @@
 //! absent: a control channel. The sender's connection, or a closing datagram, tells the receiver all it needs.
 
 pub mod content;
+pub mod flood;
 pub mod latency;
 mod socket;
 pub mod tcp;

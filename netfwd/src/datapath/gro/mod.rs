@@ -18,21 +18,27 @@
 //! implementation.
 
 use netfwd_common::reason::FlushReason;
+use netfwd_common::wire::tcp::{FIN, PSH};
 
 use super::packet::InnerPacket;
 use super::seam::FrameSink;
-use super::stats::Counters;
+use super::stats::{Counters, Proto};
 
 mod candidate;
+mod common;
+mod follow;
+mod join;
 mod output;
 mod pairs;
 mod table;
 mod tcp;
 mod udp;
 
-use candidate::{Alone, Barrier, Candidate, FlowId, Layout, Transport, examine, network_difference};
+use candidate::{Alone, Barrier, Candidate, Layout, examine};
+use join::Joining;
 use pairs::PairBarriers;
-use table::{Flow, FlowTable};
+use table::FlowTable;
+use tcp::end_of_run;
 
 /// Most packets that are looked at together; longer batches are cut.
 ///
@@ -121,34 +127,53 @@ struct Run {
     last: u16,
     /// Packets.
     count: u16,
-    proto: super::stats::Proto,
+    proto: Proto,
     /// TCP flags of all its packets together.
     flags: u8,
     /// From the IP header on.
     length: u32,
     /// The seed's.
     layout: Layout,
+    /// Payload bytes that all packets but the last carry: the seed's.
+    gso_size: u16,
+    /// TCP: the sequence number behind its end. UDP: 0.
+    next_sequence: u32,
+    /// The IPv4 ID behind its newest, where IDs count.
+    next_id: u16,
 }
 
 impl Run {
-    fn alone(position: u16, alone: &Alone) -> Self {
-        let (first, last) = (position, position);
-        Self { first, last, count: 1, proto: alone.proto, flags: 0, length: 0, layout: Layout::default() }
+    fn alone(position: u16, proto: Proto) -> Self {
+        Self {
+            first: position,
+            last: position,
+            count: 1,
+            proto,
+            flags: 0,
+            length: 0,
+            layout: Layout::default(),
+            gso_size: 0,
+            next_sequence: 0,
+            next_id: 0,
+        }
     }
 
     fn seeded(position: u16, seed: &Candidate) -> Self {
-        let flags = match seed.transport {
-            Transport::Tcp(fields) => fields.flags,
-            Transport::Udp(_) => 0,
-        };
-        let length = u32::from(seed.layout.end - seed.layout.ip);
-        let proto = seed.transport.proto();
-        Self { first: position, last: position, count: 1, proto, flags, length, layout: seed.layout }
+        let mut run = Self::alone(position, seed.proto());
+        run.flags = seed.flags;
+        run.layout = seed.layout;
+        run.gso_size = seed.layout.payload_len();
+        run.length = u32::from(seed.layout.end - seed.layout.ip);
+        run.next_id = seed.id.unwrap_or_default().wrapping_add(1);
+        run.next_sequence = seed.sequence;
+        run.advance(seed.layout.payload_len());
+        run
     }
 
-    /// Payload bytes that all packets but the last carry.
-    fn gso_size(&self) -> u16 {
-        self.layout.payload_len()
+    fn advance(&mut self, payload_len: u16) {
+        if self.proto == Proto::Tcp {
+            self.next_sequence = self.next_sequence.wrapping_add(u32::from(payload_len));
+        }
     }
 
     /// Payload bytes of all packets.
@@ -218,157 +243,76 @@ impl Coalescer {
     }
 
     /// Puts a packet into a run; the reason, if it is a new one.
-    #[inline]
+    #[inline(always)]
     fn place(&mut self, batch: &[InnerPacket<'_>], position: u16) -> Option<FlushReason> {
-        match examine(&batch[usize::from(position)], &self.rules) {
-            Ok((key, candidate)) => {
-                let id = FlowId { key, hash: key.hash(self.rules.hash_secret) };
-                self.join_or_seed(batch, position, &id, &candidate)
+        if self.follow(batch, position) { None } else { self.decide(batch, position) }
+    }
+
+    /// The long way: rule by rule.
+    #[inline(never)]
+    fn decide(&mut self, batch: &[InnerPacket<'_>], position: u16) -> Option<FlushReason> {
+        let packet = &batch[usize::from(position)];
+        match examine(packet, &self.rules) {
+            Ok(candidate) => self.join_or_seed(batch, position, &candidate),
+            Err(reason) => {
+                self.stand_alone(position, &Alone::of(packet, reason));
+                Some(reason)
             }
-            Err(alone) => Some(self.stand_alone(position, &alone)),
         }
     }
 
-    #[inline]
-    fn join_or_seed(
-        &mut self,
-        batch: &[InnerPacket<'_>],
-        position: u16,
-        id: &FlowId,
-        candidate: &Candidate,
-    ) -> Option<FlushReason> {
-        let (flow, is_new) = self.table.find_or_insert(id);
+    fn join_or_seed(&mut self, batch: &[InnerPacket<'_>], position: u16, candidate: &Candidate) -> Option<FlushReason> {
+        let key = &candidate.common.key;
+        let (flow, is_new) = self.table.find_or_insert(key, key.hash(self.rules.hash_secret));
         let reason = if is_new {
             FlushReason::FirstInBatch
         } else {
             let run = &mut self.runs[usize::from(flow.run)];
-            let refusal = if self.pairs.closed_since(run.last, id.hash.pair) {
-                Some(FlushReason::AfterBarrier)
-            } else {
-                flow.refusal(run, batch, position, candidate, &self.rules)
-            };
-            match refusal {
+            match (Joining { flow, run, candidate, batch, position, rules: &self.rules }.refusal(&self.pairs)) {
                 Some(reason) => reason,
                 None => {
                     self.next[usize::from(run.last)] = position;
-                    flow.closed = run.append(position, candidate);
+                    flow.closed = run.append(position, candidate.layout.payload_len(), candidate.flags);
                     return None;
                 }
             }
         };
         flow.run = self.runs.len() as u16;
-        flow.closed = end_of_run(&candidate.transport);
-        flow.seed = *candidate;
+        flow.closed = end_of_run(candidate.flags);
+        flow.common = candidate.common;
         self.runs.push(Run::seeded(position, candidate));
         Some(reason)
     }
 
     /// A packet that may not be merged: a run of its own that closes those before it.
-    fn stand_alone(&mut self, position: u16, alone: &Alone) -> FlushReason {
+    fn stand_alone(&mut self, position: u16, alone: &Alone) {
         let secret = self.rules.hash_secret;
         match alone.barrier {
             Barrier::None => {}
             Barrier::Pair(pair) => self.pairs.close(position, pair.hash(secret)),
             Barrier::Flow(key) => {
-                let (flow, _) = self.table.find_or_insert(&FlowId { key, hash: key.hash(secret) });
+                let (flow, _) = self.table.find_or_insert(&key, key.hash(secret));
                 flow.run = self.runs.len() as u16;
                 flow.closed = Some(FlushReason::AfterBarrier);
             }
         }
-        self.runs.push(Run::alone(position, alone));
-        alone.reason
-    }
-}
-
-impl Flow {
-    /// The first rule that keeps `candidate` out of the flow's newest run.
-    #[inline]
-    fn refusal(
-        &self,
-        run: &Run,
-        batch: &[InnerPacket<'_>],
-        position: u16,
-        candidate: &Candidate,
-        rules: &Rules,
-    ) -> Option<FlushReason> {
-        if self.closed.is_some() {
-            return self.closed;
-        }
-        let seed = &self.seed;
-        let (seed_bytes, bytes) = (batch[usize::from(run.first)].bytes, batch[usize::from(position)].bytes);
-        if !ethernet_equal((seed, seed_bytes), (candidate, bytes)) {
-            return Some(FlushReason::Ethernet);
-        }
-        if seed.network != candidate.network {
-            return Some(network_difference(seed.layout.family, seed.network, candidate.network));
-        }
-        self.transport_refusal(run, (seed_bytes, bytes), candidate)
-            .or_else(|| self.ip_id_refusal(run, candidate))
-            .or_else(|| run.room_refusal(candidate, rules))
-    }
-
-    #[inline]
-    fn transport_refusal(&self, run: &Run, bytes: (&[u8], &[u8]), candidate: &Candidate) -> Option<FlushReason> {
-        match (&self.seed.transport, &candidate.transport) {
-            (Transport::Tcp(seed), Transport::Tcp(packet)) => {
-                let end = seed.sequence.wrapping_add(run.payload_len());
-                seed.refusal(packet, end).or_else(|| {
-                    let equal = tcp::options_equal((&self.seed, bytes.0), (candidate, bytes.1));
-                    (!equal).then_some(FlushReason::TcpOptions)
-                })
-            }
-            (Transport::Udp(seed), Transport::Udp(packet)) => seed.refusal(packet),
-            // The protocol is part of the key.
-            _ => Some(FlushReason::NotCandidate),
-        }
-    }
-
-    /// With DF clear the kernel numbers the segments from the seed's ID on (`inet_gso_segment`).
-    #[inline]
-    fn ip_id_refusal(&self, run: &Run, candidate: &Candidate) -> Option<FlushReason> {
-        let (seed, id) = (self.seed.id?, candidate.id?);
-        (id != seed.wrapping_add(run.count)).then_some(FlushReason::IpId)
+        self.runs.push(Run::alone(position, alone.proto));
     }
 }
 
 impl Run {
-    /// Whether `candidate`'s payload still fits.
-    #[inline]
-    fn room_refusal(&self, candidate: &Candidate, rules: &Rules) -> Option<FlushReason> {
-        let payload = candidate.layout.payload_len();
-        match candidate.transport {
-            _ if payload > self.gso_size() => Some(FlushReason::LongerSegment),
-            _ if self.length + u32::from(payload) > MAX_LENGTH => Some(FlushReason::MaxLength),
-            Transport::Udp(_) if self.count >= rules.max_udp_segments => Some(FlushReason::MaxSegments),
-            Transport::Udp(_) if payload < self.gso_size() && !rules.udp_short_last => Some(FlushReason::ShortSegment),
-            _ => None,
-        }
-    }
-
     /// Takes a packet in; why the run is closed now, if it is.
-    #[inline]
-    fn append(&mut self, position: u16, candidate: &Candidate) -> Option<FlushReason> {
-        let payload = candidate.layout.payload_len();
+    #[inline(always)]
+    fn append(&mut self, position: u16, payload_len: u16, flags: u8) -> Option<FlushReason> {
         self.last = position;
         self.count += 1;
-        self.length += u32::from(payload);
-        if let Transport::Tcp(fields) = candidate.transport {
-            self.flags |= fields.flags;
+        self.length += u32::from(payload_len);
+        self.flags |= flags;
+        self.next_id = self.next_id.wrapping_add(1);
+        self.advance(payload_len);
+        if flags & (PSH | FIN) == 0 && payload_len == self.gso_size {
+            return None;
         }
-        end_of_run(&candidate.transport).or((payload < self.gso_size()).then_some(FlushReason::AfterShort))
+        end_of_run(flags).or(Some(FlushReason::AfterShort))
     }
-}
-
-fn end_of_run(transport: &Transport) -> Option<FlushReason> {
-    match transport {
-        Transport::Tcp(fields) => fields.end_of_run(),
-        Transport::Udp(_) => None,
-    }
-}
-
-/// On TAP, everything in front of the IP header is equal: both addresses, tags, EtherType.
-#[inline]
-fn ethernet_equal(seed: (&Candidate, &[u8]), packet: (&Candidate, &[u8])) -> bool {
-    let (len, other) = (usize::from(seed.0.layout.ip), usize::from(packet.0.layout.ip));
-    len == other && (len == 0 || seed.1.get(..len) == packet.1.get(..len))
 }

@@ -35,6 +35,12 @@ impl PairBarriers {
         self.any = true;
     }
 
+    /// Whether there is no barrier in this batch, as nearly always.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        !self.any
+    }
+
     /// Whether a barrier of this pair stands behind position `last`.
     #[inline]
     pub fn closed_since(&self, last: u16, pair_hash: u64) -> bool {

@@ -4,24 +4,17 @@ use netfwd_common::reason::FlushReason;
 use netfwd_common::wire::tcp::{ACK, ECE, FIN, HEADER_LEN, Header, PSH};
 use zerocopy::FromBytes;
 
-use super::candidate::{Candidate, Transport};
+use super::candidate::{Layout, Parts};
+use super::common::{Transport, tcp_word};
 use crate::datapath::packet::Checksums;
 
-/// The fields that decide about merging.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Fields {
-    /// Sequence number of the first payload byte.
-    pub sequence: u32,
-    /// Acknowledgement number, window and urgent pointer, compared as one word.
-    pub same: u64,
-    /// The flags.
-    pub flags: u8,
-}
+/// Length of a header with the options that nearly all segments carry: timestamps with their padding.
+const WITH_TIMESTAMPS: usize = HEADER_LEN + 12;
 
-/// Takes a TCP segment apart: its fields and the length of its header.
-#[inline(always)]
-pub(super) fn examine(segment: &[u8], checksums: Checksums) -> Result<(Transport, u16), FlushReason> {
-    let (header, _) = Header::ref_from_prefix(segment).map_err(|_| FlushReason::Length)?;
+/// Takes a TCP segment apart.
+#[inline]
+pub(super) fn examine(segment: &[u8], checksums: Checksums) -> Result<Parts, FlushReason> {
+    let (header, rest) = Header::ref_from_prefix(segment).map_err(|_| FlushReason::Length)?;
     let header_len = header.header_len();
     if header_len < HEADER_LEN || header_len > segment.len() {
         return Err(FlushReason::Length);
@@ -36,65 +29,32 @@ pub(super) fn examine(segment: &[u8], checksums: Checksums) -> Result<(Transport
     if header_len == segment.len() {
         return Err(FlushReason::EmptyPayload);
     }
-    let same = (u64::from(header.acknowledgement.get()) << 32)
-        | (u64::from(header.window.get()) << 16)
-        | u64::from(header.urgent.get());
-    let fields = Fields { sequence: header.sequence.get(), same, flags: header.flags };
-    Ok((Transport::Tcp(fields), header_len as u16))
+    let options = match rest.first_chunk() {
+        Some(options) if header_len == WITH_TIMESTAMPS => *options,
+        _ => [0; 12],
+    };
+    let same = Transport { word: tcp_word(header), options, extra: header.urgent.get() };
+    Ok(Parts { header_len: header_len as u16, sequence: header.sequence.get(), flags: header.flags, same })
 }
 
 /// ACK must be set; PSH, FIN and ECE may be; nothing else, and no reserved bit (AE included, RFC 9768).
 fn flags_can_merge(header: &Header) -> bool {
-    header.flags & ACK != 0 && header.flags & !(ACK | PSH | FIN | ECE) == 0 && header.offset_reserved & 0xf == 0
+    let field = u16::from_be_bytes([header.offset_reserved & 0xf, header.flags]);
+    field & !u16::from(PSH | FIN | ECE) == u16::from(ACK)
 }
 
-impl Fields {
-    /// Why a segment behind these flags may not join: PSH and FIN end a run.
-    pub fn end_of_run(&self) -> Option<FlushReason> {
-        match self.flags & (PSH | FIN) {
-            0 => None,
-            PSH => Some(FlushReason::AfterPush),
-            _ => Some(FlushReason::AfterFin),
-        }
-    }
-
-    /// The first of TCP's rules that keeps `packet` out of a run that was seeded by `self` and ends before sequence
-    /// number `next`.
-    #[inline]
-    pub fn refusal(&self, packet: &Self, next: u32) -> Option<FlushReason> {
-        if packet.sequence != next {
-            return Some(FlushReason::Sequence);
-        }
-        if packet.same != self.same {
-            return Some(self.difference(packet));
-        }
-        let differing = (packet.flags ^ self.flags) & !(PSH | FIN);
-        (differing != 0).then_some(FlushReason::FlagsDiffer)
-    }
-
-    #[cold]
-    fn difference(&self, packet: &Self) -> FlushReason {
-        let difference = self.same ^ packet.same;
-        match difference {
-            _ if difference >> 32 != 0 => FlushReason::Acknowledgement,
-            _ if difference >> 16 != 0 => FlushReason::Window,
-            _ => FlushReason::Urgent,
-        }
-    }
-}
-
-/// Whether both headers carry the same option bytes.
+/// Why nothing may join behind a segment with these flags: PSH and FIN end a run.
 #[inline]
-pub(super) fn options_equal(seed: (&Candidate, &[u8]), packet: (&Candidate, &[u8])) -> bool {
-    let (a, b) = (options(seed.0, seed.1), options(packet.0, packet.1));
-    match (a.first_chunk::<12>(), b.first_chunk::<12>()) {
-        // Timestamps with their padding: by far the most common options.
-        (Some(x), Some(y)) if a.len() == 12 && b.len() == 12 => x == y,
-        _ => a == b,
+pub(super) fn end_of_run(flags: u8) -> Option<FlushReason> {
+    match flags & (PSH | FIN) {
+        0 => None,
+        PSH => Some(FlushReason::AfterPush),
+        _ => Some(FlushReason::AfterFin),
     }
 }
 
-fn options<'a>(candidate: &Candidate, bytes: &'a [u8]) -> &'a [u8] {
-    let start = usize::from(candidate.layout.l4) + HEADER_LEN;
-    bytes.get(start..usize::from(candidate.layout.payload)).unwrap_or_default()
+/// Whether both segments, whose headers are equally long, carry the same option bytes.
+pub(super) fn options_equal(layout: &Layout, seed: &[u8], packet: &[u8]) -> bool {
+    let options = usize::from(layout.l4) + HEADER_LEN..usize::from(layout.payload);
+    seed.get(options.clone()) == packet.get(options)
 }

@@ -243,6 +243,14 @@ pub fn open_payload<'a>(
     open_entry(table, &entry, inner, origin.ecn).map(Opened::Packet)
 }
 
+/// What a WireGuard session opened, congestion mark included. Its tag proves who sent it, not what that host's own network
+/// put into it.
+#[inline]
+pub fn open_session(tunnel: TunnelIndex, inner: &mut [u8]) -> Decapsulated<'_> {
+    let (remote, verdict) = (RemoteIndex(0), ChecksumVerdict::Unverified);
+    Decapsulated { tunnel, remote, link: Link::Ip, inner, ecn: ecn::NOT_ECT, verdict, tolerated: None }
+}
+
 /// Opens a payload that begins like a WireGuard message; on another tunnel's port that is an invalid header.
 fn open_sealed_payload<'a>(
     table: &ForwardingTable,

@@ -5,3 +5,4 @@
 
 pub mod decap;
 pub mod encap;
+pub mod wireguard;

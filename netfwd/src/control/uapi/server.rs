@@ -1,0 +1,263 @@
+//! The socket itself: `/var/run/wireguard/NAME.sock`, and the connections to it.
+//!
+//! Invariants: whoever may connect may read private keys, so directory and socket are root's alone from the first moment;
+//! a socket that somebody listens on is never taken away from him, one that a dead process left behind is; what is removed
+//! at the end is our own socket and not a successor's.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::process::umask;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::{debug, info};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::request::{MAX_LINE, Reader, Refusal, Request, Unintelligible};
+use super::{Configurable, response};
+
+/// Where `wg` looks for sockets.
+pub const DIRECTORY: &str = "/var/run/wireguard";
+/// Connections at a time; more wait in the socket's backlog.
+const MAX_CONNECTIONS: usize = 32;
+/// How long a client may neither say nor take anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes read at a time; a line always fits.
+const CHUNK: usize = 4 * MAX_LINE;
+
+/// Why there is no control socket.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// Another process answers there.
+    #[error("{}: another process serves a WireGuard device of that name", .0.display())]
+    InUse(PathBuf),
+    /// The path is taken by something that is no socket.
+    #[error("{}: is no socket: remove it", .0.display())]
+    NoSocket(PathBuf),
+    /// A system call failed.
+    #[error("{path}: {error}", path = .0.display(), error = .1)]
+    System(PathBuf, io::Error),
+}
+
+/// The socket in the file system, removed at the end.
+#[derive(Debug)]
+pub struct SocketFile(Place);
+
+/// Where the socket was made, and how to tell it from another.
+#[derive(Clone, Debug)]
+pub struct Place {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// Makes the control socket of the device `name`.
+    pub fn create(name: &str) -> Result<(Self, StdListener), SocketError> {
+        Self::create_in(Path::new(DIRECTORY), name)
+    }
+
+    /// Makes it in another directory.
+    pub fn create_in(directory: &Path, name: &str) -> Result<(Self, StdListener), SocketError> {
+        let path = directory.join(format!("{name}.sock"));
+        let system = |error| SocketError::System(path.clone(), error);
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(system)?;
+        remove_stale(&path)?;
+        let listener = bind_private(&path).map_err(|error| match error.kind() {
+            // Somebody was faster.
+            io::ErrorKind::AddrInUse => SocketError::InUse(path.clone()),
+            _ => SocketError::System(path.clone(), error),
+        })?;
+        listener.set_nonblocking(true).map_err(system)?;
+        let identity = identity(&path).map_err(system)?;
+        Ok((Self(Place { path, identity }), listener))
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> &Place {
+        &self.0
+    }
+}
+
+impl Place {
+    /// Whether somebody has removed or replaced it, which asks the device to go.
+    pub fn is_gone(&self) -> bool {
+        identity(&self.path).map_or(true, |identity| identity != self.identity)
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let Self(place) = self;
+        if !place.is_gone()
+            && let Err(error) = fs::remove_file(&place.path)
+        {
+            info!("{} stays behind: {error}", place.path.display());
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Removes the socket of a process that is no more.
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let system = |error| SocketError::System(path.into(), error);
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(system(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => return Err(SocketError::NoSocket(path.into())),
+        Ok(_) => {}
+    }
+    match StdStream::connect(path) {
+        Ok(_) => Err(SocketError::InUse(path.into())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(system),
+        Err(error) => Err(system(error)),
+    }
+}
+
+/// Binds with a mask under which nobody else can connect, not even for a moment.
+fn bind_private(path: &Path) -> io::Result<StdListener> {
+    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = StdListener::bind(path);
+    umask(before);
+    listener
+}
+
+/// Serves a device until the task is dropped.
+pub async fn serve<D: Configurable + 'static>(listener: StdListener, name: String, device: Arc<D>) -> io::Result<()> {
+    let listener = UnixListener::from_std(listener)?;
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
+        let (stream, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, say: it may pass.
+                info!("control socket of {name}: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (name, device) = (name.clone(), device.clone());
+        tokio::spawn(async move {
+            if let Err(error) = Connection::new(stream).serve(&name, device.as_ref()).await {
+                debug!("control socket of {name}: {error}");
+            }
+            drop(slot);
+        });
+    }
+}
+
+struct Connection {
+    stream: UnixStream,
+    reader: Reader,
+    buffer: Zeroizing<Vec<u8>>,
+    filled: usize,
+    /// Inside a line that is too long, up to its end.
+    skipping: bool,
+}
+
+impl Connection {
+    fn new(stream: UnixStream) -> Self {
+        let buffer = Zeroizing::new(vec![0; CHUNK]);
+        Self { stream, reader: Reader::new(scope_of), buffer, filled: 0, skipping: false }
+    }
+
+    async fn serve<D: Configurable>(mut self, name: &str, device: &D) -> io::Result<()> {
+        loop {
+            let read = timeout(PATIENCE, self.stream.read(&mut self.buffer[self.filled..])).await??;
+            if read == 0 {
+                let cut = self.filled > 0 || self.skipping;
+                if let Some(request) = self.reader.end(cut) {
+                    self.answer(name, device, request).await?;
+                }
+                return Ok(());
+            }
+            self.filled += read;
+            let mut start = 0;
+            while let Some(length) = self.buffer[start..self.filled].iter().position(|&byte| byte == b'\n') {
+                let line = start..start + length;
+                start = line.end + 1;
+                match self.take_line(line) {
+                    Ok(None) => {}
+                    Ok(Some(request)) => self.answer(name, device, request).await?,
+                    Err(Unintelligible) => {
+                        return Err(io::Error::other("an operation that is neither get=1 nor set=1"));
+                    }
+                }
+            }
+            if self.keep_rest(start).is_err() {
+                return Err(io::Error::other("a line that is too long"));
+            }
+        }
+    }
+
+    fn take_line(&mut self, line: std::ops::Range<usize>) -> Result<Option<Result<Request, Refusal>>, Unintelligible> {
+        if std::mem::take(&mut self.skipping) {
+            return Ok(None);
+        }
+        if line.len() >= MAX_LINE {
+            return self.reader.long_line().map(|()| None);
+        }
+        self.reader.line(&self.buffer[line])
+    }
+
+    /// Moves the beginning of a line to the front, and forgets what was read.
+    fn keep_rest(&mut self, start: usize) -> Result<(), Unintelligible> {
+        let rest = self.filled - start;
+        self.buffer.copy_within(start..self.filled, 0);
+        self.buffer[rest..].zeroize();
+        self.filled = rest;
+        if rest >= MAX_LINE {
+            if !self.skipping {
+                self.reader.long_line()?;
+            }
+            self.skipping = true;
+            self.filled = 0;
+        }
+        Ok(())
+    }
+
+    async fn answer<D: Configurable>(
+        &mut self,
+        name: &str,
+        device: &D,
+        request: Result<Request, Refusal>,
+    ) -> io::Result<()> {
+        let answer = match request {
+            Ok(Request::Get) => response::device(&device.status()),
+            Ok(Request::Set(update)) => {
+                let errno = device.apply(&update).map_or_else(|error| failed(name, &error), |()| 0);
+                response::status_line(errno).into()
+            }
+            Err(refusal) => {
+                info!("control socket of {name}: a request was refused: {refusal}");
+                response::status_line(refusal.errno).into()
+            }
+        };
+        timeout(PATIENCE, self.stream.write_all(answer.as_bytes())).await?
+    }
+}
+
+fn failed(name: &str, error: &io::Error) -> i32 {
+    info!("control socket of {name}: a change failed: {error}");
+    error.raw_os_error().filter(|errno| *errno > 0).unwrap_or(libc::EIO)
+}
+
+/// The index of an interface by its name or, as `getnameinfo` writes it too, by its number.
+fn scope_of(interface: &str) -> Option<u32> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET6, rustix::net::SocketType::DGRAM, None).ok()?;
+    rustix::net::netdevice::name_to_index(socket, interface).ok()
+}

@@ -1,0 +1,102 @@
+//! Which peer an inner address belongs to: one longest-prefix match answers for both directions (cryptokey routing).
+//!
+//! Egress asks who gets a destination, ingress whether a source is its sender's. A prefix belongs to the peer that it was last
+//! given to.
+//!
+//! Workers look it up for every superframe and every packet, so they must not share a lock for it: each has a
+//! [`Snapshots`] of the table, which a number tells to be outdated. Numbers are never used twice, not even by two devices.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prefix_trie::PrefixMap;
+
+use super::peer::Peer;
+use crate::datapath::packet::TunnelIndex;
+
+/// Prefixes and whose they are.
+#[derive(Clone, Default)]
+pub(super) struct AllowedIps {
+    ipv4: PrefixMap<Ipv4Net, Arc<Peer>>,
+    ipv6: PrefixMap<Ipv6Net, Arc<Peer>>,
+}
+
+impl AllowedIps {
+    /// Gives a prefix to a peer; who had it.
+    pub(super) fn insert(&mut self, prefix: IpNet, peer: Arc<Peer>) -> Option<Arc<Peer>> {
+        match prefix {
+            IpNet::V4(prefix) => self.ipv4.insert(prefix, peer),
+            IpNet::V6(prefix) => self.ipv6.insert(prefix, peer),
+        }
+    }
+
+    /// Takes a prefix away.
+    pub(super) fn remove(&mut self, prefix: IpNet) {
+        match prefix {
+            IpNet::V4(prefix) => self.ipv4.remove(&prefix),
+            IpNet::V6(prefix) => self.ipv6.remove(&prefix),
+        };
+    }
+
+    /// Whose an address is.
+    pub(super) fn lookup(&self, address: IpAddr) -> Option<&Arc<Peer>> {
+        match address {
+            IpAddr::V4(address) => self.ipv4.get_lpm(&Ipv4Net::from(address)).map(|(_, peer)| peer),
+            IpAddr::V6(address) => self.ipv6.get_lpm(&Ipv6Net::from(address)).map(|(_, peer)| peer),
+        }
+    }
+}
+
+/// The table that is in force.
+pub(super) struct Published {
+    current: Mutex<Arc<AllowedIps>>,
+    number: AtomicU64,
+}
+
+impl Published {
+    pub(super) fn new() -> Self {
+        Self { current: Mutex::default(), number: AtomicU64::new(next_number()) }
+    }
+
+    /// Changes the table.
+    pub(super) fn change(&self, change: impl FnOnce(&mut AllowedIps)) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut current));
+        self.number.store(next_number(), Ordering::Release);
+    }
+}
+
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A worker's view of every device's table.
+#[derive(Default)]
+pub(super) struct Snapshots(Vec<Snapshot>);
+
+#[derive(Clone, Default)]
+struct Snapshot {
+    /// 0: none yet.
+    number: u64,
+    table: Arc<AllowedIps>,
+}
+
+impl Snapshots {
+    /// The table that is in force for this tunnel's device.
+    pub(super) fn of(&mut self, tunnel: TunnelIndex, published: &Published) -> &AllowedIps {
+        let at = usize::from(tunnel.0);
+        if self.0.len() <= at {
+            self.0.resize(at + 1, Snapshot::default());
+        }
+        let snapshot = &mut self.0[at];
+        if snapshot.number != published.number.load(Ordering::Acquire) {
+            let current = published.current.lock().unwrap_or_else(PoisonError::into_inner);
+            // Under the lock the number belongs to the table.
+            *snapshot = Snapshot { number: published.number.load(Ordering::Acquire), table: Arc::clone(&current) };
+        }
+        &snapshot.table
+    }
+}

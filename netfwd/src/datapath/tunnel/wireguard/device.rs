@@ -1,0 +1,359 @@
+//! A WireGuard device: its key, its peers, and where they are found.
+//!
+//! Invariants: configuration is changed under one lock that no worker takes; workers find peers by allowed IPs
+//! ([`allowed_ips`](super::allowed_ips)) and by session index ([`sessions`](super::sessions)), and lock only the peer. Peers whose
+//! timers run are in a list of their own, so that time passes for nobody else.
+
+use std::collections::{BTreeSet, HashMap};
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use gotatun::noise::TimerParams;
+use ipnet::IpNet;
+
+use super::allowed_ips::{AllowedIps, Published};
+use super::identity::{Gate, Identity};
+use super::key::{PrivateKey, PublicKey};
+use super::path::Path;
+use super::peer::{Peer, Session, State};
+use super::queue::QueueSender;
+use super::sessions::Sessions;
+use super::settings::{AllowedIpUpdate, DeviceStatus, DeviceUpdate, PeerStatus, PeerUpdate};
+use super::staged::Budget;
+use super::stats::Stats;
+use crate::datapath::packet::TunnelIndex;
+
+/// What the kernel's device has over IPv4 and IPv6 on Ethernet.
+const DEFAULT_MTU: u16 = 1420;
+
+/// An endpoint with its peers. All methods take `&self`: workers, control socket and timers share it in an [`Arc`].
+pub struct Device {
+    tunnel: TunnelIndex,
+    config: Mutex<Config>,
+    own: Mutex<Own>,
+    mtu: AtomicU16,
+    queue: QueueSender,
+    stats: Stats,
+    errands: Mutex<Vec<Arc<Peer>>>,
+    has_errands: AtomicBool,
+    active: Mutex<Vec<Arc<Peer>>>,
+    pub(super) allowed_ips: Published,
+    pub(super) sessions: Sessions,
+    pub(super) budget: Budget,
+    pub(super) gate: Mutex<Gate>,
+}
+
+#[derive(Default)]
+struct Config {
+    peers: HashMap<PublicKey, Entry>,
+}
+
+/// What sessions are made with. Nothing else is locked while this is: it may be read under a peer's lock.
+#[derive(Default)]
+struct Own {
+    identity: Option<Arc<Identity>>,
+    timers: Option<TimerParams>,
+}
+
+struct Entry {
+    peer: Arc<Peer>,
+    prefixes: BTreeSet<IpNet>,
+}
+
+/// How many peers there are, by what is known of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerCounts {
+    /// Configured.
+    pub configured: usize,
+    /// Those whose timers run: with a session, a handshake under way or a keepalive interval.
+    pub active: usize,
+}
+
+impl Device {
+    /// A device without key and peers. Its handshake messages go to `queue`.
+    pub fn new(tunnel: TunnelIndex, queue: QueueSender) -> Arc<Self> {
+        Arc::new(Self {
+            tunnel,
+            config: Mutex::default(),
+            own: Mutex::default(),
+            mtu: AtomicU16::new(DEFAULT_MTU),
+            queue,
+            stats: Stats::default(),
+            errands: Mutex::default(),
+            has_errands: AtomicBool::new(false),
+            active: Mutex::default(),
+            allowed_ips: Published::new(),
+            sessions: Sessions::new(),
+            budget: Budget::default(),
+            gate: Mutex::new(Gate::new()),
+        })
+    }
+
+    /// Which tunnel it is.
+    pub fn tunnel(&self) -> TunnelIndex {
+        self.tunnel
+    }
+
+    /// What it counted.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Padding does not grow packets beyond this: the device's MTU.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Other timers than the protocol's, for sessions that are made from now on: tests cannot wait for two minutes.
+    pub fn set_timers(&self, timers: TimerParams) {
+        lock(&self.own).timers = Some(timers);
+    }
+
+    /// Changes key and peers. `listen_port` and `fwmark` are the sockets' matter and ignored here.
+    pub fn apply(&self, update: &DeviceUpdate) {
+        let mut config = self.config();
+        if let Some(key) = &update.private_key {
+            self.set_key(&mut config, key.clone());
+        }
+        let changes_prefixes = update.replace_peers || update.peers.iter().any(PeerUpdate::changes_prefixes);
+        if changes_prefixes {
+            self.allowed_ips.change(|table| self.apply_peers(&mut config, table, update));
+        } else {
+            // Nothing will be written to it.
+            self.apply_peers(&mut config, &mut AllowedIps::default(), update);
+        }
+    }
+
+    /// Key and peers; `listen_port` and `fwmark` are left at 0 for the sockets' owner.
+    pub fn status(&self) -> DeviceStatus {
+        let config = self.config();
+        DeviceStatus {
+            private_key: self.identity().map(|identity| identity.key().clone()),
+            peers: config.peers.values().map(Entry::status).collect(),
+            ..DeviceStatus::default()
+        }
+    }
+
+    /// How many peers there are.
+    pub fn peer_counts(&self) -> PeerCounts {
+        PeerCounts { configured: self.config().peers.len(), active: self.active().len() }
+    }
+
+    pub(super) fn mtu(&self) -> usize {
+        self.mtu.load(Ordering::Relaxed).into()
+    }
+
+    pub(super) fn queue(&self) -> &QueueSender {
+        &self.queue
+    }
+
+    pub(super) fn identity(&self) -> Option<Arc<Identity>> {
+        lock(&self.own).identity.clone()
+    }
+
+    pub(super) fn peer(&self, public_key: &PublicKey) -> Option<Arc<Peer>> {
+        self.config().peers.get(public_key).map(|entry| Arc::clone(&entry.peer))
+    }
+
+    /// Makes sure that the peer, whose state is locked, has a session object, if there is a key to make one with.
+    pub(super) fn with_session<'s>(&self, peer: &Peer, state: &'s mut State) -> Option<&'s mut Session> {
+        if state.session.is_none() && !state.is_removed {
+            let own = lock(&self.own);
+            let identity = own.identity.as_deref()?;
+            state.session =
+                Some(Session::new(identity, peer.public_key, state, self.sessions.table(), own.timers.as_ref()));
+        }
+        state.session.as_mut()
+    }
+
+    /// Asks the control side to look after a peer: it needs a handshake, or had one.
+    pub(super) fn ask_for(&self, peer: &Arc<Peer>) {
+        if !peer.is_wanted.swap(true, Ordering::AcqRel) {
+            lock(&self.errands).push(Arc::clone(peer));
+            self.has_errands.store(true, Ordering::Release);
+            self.queue.wake();
+        }
+    }
+
+    /// Takes the peers that were asked for, into an empty vector.
+    pub(super) fn take_errands(&self, errands: &mut Vec<Arc<Peer>>) {
+        if self.has_errands.swap(false, Ordering::AcqRel) {
+            mem::swap(&mut *lock(&self.errands), errands);
+        }
+        for peer in errands {
+            peer.is_wanted.store(false, Ordering::Release);
+        }
+    }
+
+    /// Lets time pass for a peer.
+    pub(super) fn activate(&self, peer: &Arc<Peer>) {
+        if !peer.is_active.swap(true, Ordering::AcqRel) {
+            self.active().push(Arc::clone(peer));
+        }
+    }
+
+    /// Takes the peers whose timers run, into an empty vector. Those that are still active are to be given back.
+    pub(super) fn take_active(&self, active: &mut Vec<Arc<Peer>>) {
+        mem::swap(&mut *self.active(), active);
+    }
+
+    pub(super) fn give_active(&self, active: &mut Vec<Arc<Peer>>) {
+        let mut current = self.active();
+        // Usually nothing was added meanwhile, and the vector that was taken goes back as it is.
+        mem::swap(&mut *current, active);
+        current.append(active);
+    }
+
+    fn config(&self) -> MutexGuard<'_, Config> {
+        lock(&self.config)
+    }
+
+    fn active(&self) -> MutexGuard<'_, Vec<Arc<Peer>>> {
+        lock(&self.active)
+    }
+
+    /// Before any peer hears of it the key is in force, so that no session is made with the one before.
+    fn set_key(&self, config: &mut Config, key: Option<PrivateKey>) {
+        let current = self.identity().map(|identity| identity.key().to_hex());
+        if current == key.as_ref().map(PrivateKey::to_hex) {
+            return;
+        }
+        let identity = key.map(|key| Arc::new(Identity::new(key)));
+        lock(&self.own).identity = identity.clone();
+        if let Some(own) = identity.as_ref().map(|identity| identity.public_key()) {
+            // As in the kernel: a peer that is ourselves makes no sense.
+            self.allowed_ips.change(|table| self.remove_peer(config, table, &own));
+        }
+        for Entry { peer, .. } in config.peers.values() {
+            let mut state = peer.lock();
+            state.set_identity(identity.as_deref());
+            self.sessions.sweep(peer, &mut state);
+        }
+    }
+
+    fn apply_peers(&self, config: &mut Config, table: &mut AllowedIps, update: &DeviceUpdate) {
+        if update.replace_peers {
+            let all: Vec<PublicKey> = config.peers.keys().copied().collect();
+            all.iter().for_each(|key| self.remove_peer(config, table, key));
+        }
+        for peer in &update.peers {
+            self.apply_peer(config, table, peer);
+        }
+    }
+
+    fn apply_peer(&self, config: &mut Config, table: &mut AllowedIps, update: &PeerUpdate) {
+        let key = update.public_key;
+        let is_own = self.identity().is_some_and(|identity| identity.public_key() == key);
+        if update.remove {
+            return self.remove_peer(config, table, &key);
+        }
+        if is_own || (update.update_only && !config.peers.contains_key(&key)) {
+            return;
+        }
+        let entry = config.peers.entry(key).or_insert_with(|| Entry::new(key));
+        let peer = Arc::clone(&entry.peer);
+        if peer.lock().apply(update) {
+            self.activate(&peer);
+        }
+        if update.replace_allowed_ips {
+            mem::take(&mut entry.prefixes).into_iter().for_each(|prefix| table.remove(prefix));
+        }
+        for allowed in &update.allowed_ips {
+            config.allow(table, &peer, allowed);
+        }
+    }
+
+    fn remove_peer(&self, config: &mut Config, table: &mut AllowedIps, key: &PublicKey) {
+        let Some(Entry { peer, prefixes }) = config.peers.remove(key) else { return };
+        prefixes.into_iter().for_each(|prefix| table.remove(prefix));
+        let mut state = peer.lock();
+        state.is_removed = true;
+        state.session = None;
+        state.preshared_key = None;
+        state.staged.clear(&self.budget);
+        self.sessions.sweep(&peer, &mut state);
+    }
+}
+
+impl Config {
+    fn allow(&mut self, table: &mut AllowedIps, peer: &Arc<Peer>, update: &AllowedIpUpdate) {
+        let prefix = update.prefix.trunc();
+        let Some(entry) = self.peers.get_mut(&peer.public_key) else { return };
+        if update.remove {
+            if entry.prefixes.remove(&prefix) {
+                table.remove(prefix);
+            }
+            return;
+        }
+        entry.prefixes.insert(prefix);
+        let before = table.insert(prefix, Arc::clone(peer)).filter(|before| !Arc::ptr_eq(before, peer));
+        if let Some(loser) = before.and_then(|before| self.peers.get_mut(&before.public_key)) {
+            loser.prefixes.remove(&prefix);
+        }
+    }
+}
+
+impl Entry {
+    fn new(key: PublicKey) -> Self {
+        Self { peer: Peer::new(key), prefixes: BTreeSet::new() }
+    }
+
+    fn status(&self) -> PeerStatus {
+        let state = self.peer.lock();
+        PeerStatus {
+            public_key: self.peer.public_key,
+            preshared_key: state.preshared_key.clone(),
+            endpoint: state.path.map(|path| path.remote),
+            persistent_keepalive: state.persistent_keepalive,
+            allowed_ips: self.prefixes.iter().copied().collect(),
+            last_handshake: state.last_handshake,
+            receive_bytes: self.peer.received.load(Ordering::Relaxed),
+            transmit_bytes: self.peer.transmitted.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl PeerUpdate {
+    fn changes_prefixes(&self) -> bool {
+        self.remove || self.replace_allowed_ips || !self.allowed_ips.is_empty()
+    }
+}
+
+impl State {
+    /// Changes what is named; whether keepalives are due, and so timers are needed.
+    fn apply(&mut self, update: &PeerUpdate) -> bool {
+        if let Some(key) = &update.preshared_key {
+            self.preshared_key = key.bytes().map(|_| key.clone());
+            if let Some(session) = &mut self.session {
+                session.set_preshared_key(key.bytes());
+            }
+        }
+        if let Some(remote) = update.endpoint {
+            self.path = Some(Path::to(remote));
+        }
+        if let Some(seconds) = update.persistent_keepalive {
+            self.persistent_keepalive = seconds;
+            if let Some(session) = &mut self.session {
+                session.set_persistent_keepalive(Some(seconds));
+            }
+        }
+        self.persistent_keepalive != 0
+    }
+
+    /// The device has another key, or none: no session outlives that.
+    fn set_identity(&mut self, identity: Option<&Identity>) {
+        self.forget_sessions();
+        match (&mut self.session, identity) {
+            (Some(session), Some(identity)) => {
+                let limiter = Arc::clone(identity.limiter());
+                session.set_static_private(identity.secret().clone(), *identity.public(), limiter);
+            }
+            (session, _) => *session = None,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

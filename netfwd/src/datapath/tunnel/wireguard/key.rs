@@ -1,0 +1,210 @@
+//! Keys, and how they are written: base64 in files (`wg genkey`), hex on the control socket.
+//!
+//! Invariants: a secret key is zeroed when it is dropped, and neither `Debug` nor any error shows one. Only
+//! [`PrivateKey::to_hex`] and [`PresharedKey::to_hex`] write a secret out, for the control socket, into a buffer that
+//! is zeroed too.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use gotatun::x25519;
+use thiserror::Error;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// Bytes of every key.
+pub const KEY_LEN: usize = 32;
+
+/// Text that is no key. It does not repeat the text, which may be most of a secret.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum KeyError {
+    /// Not 44 characters of base64.
+    #[error("not a key: 44 characters of base64, as `wg genkey` prints them, are expected")]
+    Base64,
+    /// Not 64 hexadecimal digits.
+    #[error("not a key: 64 hexadecimal digits are expected")]
+    Hex,
+}
+
+/// A public key: a peer's identity.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PublicKey(pub [u8; KEY_LEN]);
+
+/// A private key (Curve25519, clamped where it is used).
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct PrivateKey([u8; KEY_LEN]);
+
+/// A key shared with one peer beforehand. All zeroes means none, on the wire as on the control socket.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct PresharedKey([u8; KEY_LEN]);
+
+impl PublicKey {
+    /// Reads base64.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        read_base64(text).map(|bytes| Self(*bytes))
+    }
+
+    /// Reads hexadecimal digits.
+    pub fn from_hex(text: &str) -> Result<Self, KeyError> {
+        read_hex(text).map(|bytes| Self(*bytes))
+    }
+
+    /// Lower-case hexadecimal digits.
+    pub fn to_hex(self) -> String {
+        write_hex(&self.0).to_string()
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl PrivateKey {
+    /// A key from its bytes.
+    pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// Reads base64.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        read_base64(text).map(|bytes| Self(*bytes))
+    }
+
+    /// Reads hexadecimal digits.
+    pub fn from_hex(text: &str) -> Result<Self, KeyError> {
+        read_hex(text).map(|bytes| Self(*bytes))
+    }
+
+    /// Lower-case hexadecimal digits, for the control socket only.
+    pub fn to_hex(&self) -> Zeroizing<String> {
+        write_hex(&self.0)
+    }
+
+    /// Whether all bytes are zero: on the control socket that takes the key away.
+    pub fn is_zero(&self) -> bool {
+        self.0 == [0; KEY_LEN]
+    }
+
+    /// The public key that belongs to it.
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey(x25519::PublicKey::from(&self.secret()).to_bytes())
+    }
+
+    /// The key as the protocol library takes it.
+    pub(super) fn secret(&self) -> x25519::StaticSecret {
+        x25519::StaticSecret::from(self.0)
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(…)")
+    }
+}
+
+impl PresharedKey {
+    /// A key from its bytes.
+    pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// Reads base64.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        read_base64(text).map(|bytes| Self(*bytes))
+    }
+
+    /// Reads hexadecimal digits.
+    pub fn from_hex(text: &str) -> Result<Self, KeyError> {
+        read_hex(text).map(|bytes| Self(*bytes))
+    }
+
+    /// Lower-case hexadecimal digits, for the control socket only.
+    pub fn to_hex(&self) -> Zeroizing<String> {
+        write_hex(&self.0)
+    }
+
+    /// The key as the protocol library takes it; all zeroes are no key.
+    pub fn bytes(&self) -> Option<[u8; KEY_LEN]> {
+        Some(self.0).filter(|bytes| *bytes != [0; KEY_LEN])
+    }
+}
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(…)")
+    }
+}
+
+fn read_base64(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
+    let mut bytes = Zeroizing::new([0; KEY_LEN]);
+    match STANDARD.decode_slice(text, bytes.as_mut_slice()) {
+        Ok(KEY_LEN) => Ok(bytes),
+        _ => Err(KeyError::Base64),
+    }
+}
+
+fn read_hex(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * KEY_LEN {
+        return Err(KeyError::Hex);
+    }
+    let mut bytes = Zeroizing::new([0; KEY_LEN]);
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
+    }
+    Ok(bytes)
+}
+
+fn hex_digit(digit: u8) -> Result<u8, KeyError> {
+    (digit as char).to_digit(16).map(|value| value as u8).ok_or(KeyError::Hex)
+}
+
+fn write_hex(bytes: &[u8; KEY_LEN]) -> Zeroizing<String> {
+    // With its whole length reserved, the text never moves and leaves no copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(2 * KEY_LEN));
+    for byte in bytes {
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from_digit(u32::from(digit), 16).unwrap_or_default());
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE64: &str = "WAmgVYXkbT2bCtdcDwolI88/iVi/aV3/PHcUBTQSYmo=";
+    const HEX: &str = "5809a05585e46d3d9b0ad75c0f0a2523cf3f8958bf695dff3c7714053412626a";
+
+    #[test]
+    fn base64_and_hex_are_the_same_key() {
+        assert_eq!(PrivateKey::from_base64(BASE64).unwrap().to_hex().as_str(), HEX);
+        assert_eq!(PublicKey::from_base64(BASE64).unwrap(), PublicKey::from_hex(HEX).unwrap());
+        assert_eq!(PublicKey::from_hex(HEX).unwrap().to_string(), BASE64);
+    }
+
+    #[test]
+    fn text_of_another_length_or_alphabet_is_refused() {
+        for text in ["", "AAAA", &BASE64[1..], &format!("{BASE64}A"), &BASE64.replace('=', "A")] {
+            assert_eq!(PublicKey::from_base64(text).unwrap_err(), KeyError::Base64, "{text}");
+        }
+        for text in ["", &HEX[2..], &format!("{HEX}00"), &HEX.replace('5', "x"), &HEX.replace("58", "+8")] {
+            assert_eq!(PublicKey::from_hex(text).unwrap_err(), KeyError::Hex, "{text}");
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        assert_eq!(format!("{:?}", PrivateKey::from_hex(HEX).unwrap()), "PrivateKey(…)");
+        assert_eq!(format!("{:?}", PresharedKey::from_hex(HEX).unwrap()), "PresharedKey(…)");
+    }
+}

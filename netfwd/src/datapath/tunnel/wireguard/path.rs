@@ -1,0 +1,57 @@
+//! Where datagrams of a peer come from and go to.
+
+use std::io::IoSlice;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use crate::datapath::tunnel::decap::SocketOrigin;
+
+/// DSCP AF41 without ECN: what the kernel marks handshake messages with (`HANDSHAKE_DSCP`).
+pub const HANDSHAKE_TOS: u8 = 0x88;
+
+/// A peer's address, and the one of ours that it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Where the peer is.
+    pub remote: SocketAddr,
+    /// Which of our addresses it wrote to last, so that the answer comes from there. `None`: the kernel chooses, since none is
+    /// known yet or the peer's place was configured.
+    pub local: Option<IpAddr>,
+}
+
+impl Path {
+    /// A path to a configured place.
+    pub const fn to(remote: SocketAddr) -> Self {
+        Self { remote, local: None }
+    }
+
+    /// The way back to where a message came from.
+    pub fn back_to(origin: &SocketOrigin) -> Self {
+        let local = address(origin.local);
+        Self {
+            remote: SocketAddr::new(address(origin.remote), origin.remote_port),
+            local: Some(local).filter(|local| !local.is_unspecified()),
+        }
+    }
+}
+
+/// An address out of a map key: IPv4 is v4-mapped there.
+fn address(bytes: [u8; 16]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
+}
+
+/// Datagrams for one peer, ready to be sent with one system call: `segment_size` bytes each, the last may be shorter.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// To whom, from which of our addresses.
+    pub path: Path,
+    /// Outer TOS or traffic class: the inner ECN field (RFC 6040), or [`HANDSHAKE_TOS`].
+    pub tos: u8,
+    /// The datagrams' bytes back to back.
+    pub slices: &'a [IoSlice<'a>],
+    /// Bytes of each datagram but the last.
+    pub segment_size: usize,
+    /// How many datagrams: at most 64.
+    pub datagrams: usize,
+    /// Bytes of all of them: at most 65,507.
+    pub bytes: usize,
+}

@@ -1,0 +1,151 @@
+//! A peer: its session, its place, and what waits for it.
+//!
+//! Invariants: the state is locked once per batch or superframe, never per packet, and no other lock is taken for longer
+//! while it is held. A peer that never spoke has no session object ([`Tunn`], ten kilobytes); one that did keeps it, since it
+//! remembers the newest handshake's timestamp, without which an old handshake could be replayed.
+//!
+//! The preshared key's copy inside the library is overwritten before it is freed, since the library does not do that.
+
+use std::hint::black_box;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use gotatun::noise::index_table::IndexTable;
+use gotatun::noise::{TimerParams, Tunn};
+use gotatun::x25519;
+
+use super::identity::Identity;
+use super::key::{PresharedKey, PublicKey};
+use super::path::Path;
+use super::staged::Staged;
+
+pub(super) struct Peer {
+    pub(super) public_key: PublicKey,
+    state: Mutex<State>,
+    /// How often the state was locked.
+    #[cfg(test)]
+    pub(super) locks: AtomicU64,
+    /// Bytes of authenticated messages.
+    pub(super) received: AtomicU64,
+    /// Bytes of messages sent.
+    pub(super) transmitted: AtomicU64,
+    /// In the device's list of errands.
+    pub(super) is_wanted: AtomicBool,
+    /// In the device's list of peers whose timers run.
+    pub(super) is_active: AtomicBool,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) session: Option<Session>,
+    pub(super) preshared_key: Option<PresharedKey>,
+    /// Seconds; 0 for none.
+    pub(super) persistent_keepalive: u16,
+    pub(super) path: Option<Path>,
+    pub(super) staged: Staged,
+    pub(super) last_handshake: Option<SystemTime>,
+    /// The session indices that lead here.
+    pub(super) indices: Vec<u32>,
+    /// A handshake has been asked for or is under way.
+    pub(super) is_initiating: bool,
+    /// The session that we answered for, until the peer uses it.
+    pub(super) unconfirmed: Option<u32>,
+    /// The peer has used it: to be noted by the control side.
+    pub(super) is_confirmed: bool,
+    /// There has been a session that both sides used, and timers have not ended it yet.
+    pub(super) is_established: bool,
+    /// The peer was removed from the device; whoever still holds it must not use it.
+    pub(super) is_removed: bool,
+}
+
+impl State {
+    /// Whether the only session is one that the peer may not know yet: its answer may have been lost (whitepaper §5.1, "key
+    /// confirmation"). The library would use it.
+    pub(super) fn awaits_confirmation(&self) -> bool {
+        self.unconfirmed.is_some() && !self.is_established
+    }
+
+    /// No session is left.
+    pub(super) fn forget_sessions(&mut self) {
+        (self.is_initiating, self.is_confirmed, self.is_established, self.unconfirmed) = (false, false, false, None);
+    }
+}
+
+/// What the library keeps of a peer.
+pub(super) struct Session(Box<Tunn>);
+
+impl Session {
+    pub(super) fn new(
+        identity: &Identity,
+        peer: PublicKey,
+        state: &State,
+        indices: &IndexTable,
+        timers: Option<&TimerParams>,
+    ) -> Self {
+        let mut tunn = Box::new(Tunn::new(
+            identity.secret().clone(),
+            x25519::PublicKey::from(peer.0),
+            state.preshared_key.as_ref().and_then(PresharedKey::bytes),
+            Some(state.persistent_keepalive),
+            indices.clone(),
+            Arc::clone(identity.limiter()),
+        ));
+        if let Some(timers) = timers {
+            tunn.dangerously_set_timer_params(timers.clone());
+        }
+        Self(tunn)
+    }
+}
+
+impl Deref for Session {
+    type Target = Tunn;
+
+    fn deref(&self) -> &Tunn {
+        &self.0
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Tunn {
+        &mut self.0
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.set_preshared_key(Some([0; 32]));
+        // Or the compiler could leave the write out.
+        black_box(&mut self.0);
+    }
+}
+
+impl Peer {
+    pub(super) fn new(public_key: PublicKey) -> Arc<Self> {
+        Arc::new(Self {
+            public_key,
+            state: Mutex::default(),
+            #[cfg(test)]
+            locks: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            transmitted: AtomicU64::new(0),
+            is_wanted: AtomicBool::new(false),
+            is_active: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        #[cfg(test)]
+        self.locks.fetch_add(1, Ordering::Relaxed);
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn count_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_transmitted(&self, bytes: usize) {
+        self.transmitted.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}

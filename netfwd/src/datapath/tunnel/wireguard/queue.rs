@@ -1,0 +1,115 @@
+//! The way from the workers to the control side: bounded, and full under a flood.
+//!
+//! Invariants: a worker never waits and never allocates; what does not fit is a dropped handshake message, never a data
+//! packet. A worker's own wishes (a peer needs a handshake) do not travel in the queue: they are kept by the device, and the
+//! queue only wakes the other side up, which looks for them on every turn.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use super::path::Path;
+use crate::datapath::packet::TunnelIndex;
+
+/// Longest handshake message: an initiation.
+pub const MAX_MESSAGE: usize = 148;
+
+/// A handshake message on its way to the control side.
+#[derive(Clone, Copy, Debug)]
+pub struct Message {
+    /// Whose.
+    pub tunnel: TunnelIndex,
+    /// Where it came from.
+    pub path: Path,
+    bytes: [u8; MAX_MESSAGE],
+    len: u8,
+}
+
+impl Message {
+    /// A copy of a message; none of one that is too long to be a handshake's.
+    pub fn new(tunnel: TunnelIndex, path: Path, message: &[u8]) -> Option<Self> {
+        let mut bytes = [0; MAX_MESSAGE];
+        bytes.get_mut(..message.len())?.copy_from_slice(message);
+        Some(Self { tunnel, path, bytes, len: message.len() as u8 })
+    }
+
+    /// The message.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// What is in the queue.
+enum Order {
+    Message(Message),
+    Wake,
+}
+
+/// A queue for `capacity` handshake messages, shared by all devices.
+pub fn queue(capacity: usize) -> (QueueSender, QueueReceiver) {
+    let (sender, receiver) = sync_channel(capacity);
+    let waiting = Arc::new(AtomicUsize::new(0));
+    (QueueSender { sender, waiting: Arc::clone(&waiting) }, QueueReceiver { receiver, waiting, capacity })
+}
+
+/// The workers' end.
+#[derive(Clone)]
+pub struct QueueSender {
+    sender: SyncSender<Order>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl QueueSender {
+    /// Hands a message over, or says that there was no room.
+    pub fn send(&self, message: Message) -> bool {
+        self.try_send(Order::Message(message))
+    }
+
+    /// Wakes the other end up. A full queue means that it is awake.
+    pub fn wake(&self) {
+        self.try_send(Order::Wake);
+    }
+
+    fn try_send(&self, order: Order) -> bool {
+        // Counted before, or the other end could take it off first.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let sent = self.sender.try_send(order).is_ok();
+        if !sent {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        sent
+    }
+}
+
+/// The control side's end.
+pub struct QueueReceiver {
+    receiver: Receiver<Order>,
+    waiting: Arc<AtomicUsize>,
+    capacity: usize,
+}
+
+impl QueueReceiver {
+    /// The next message, if one comes within `timeout`. A wake-up ends the waiting without one.
+    pub fn receive(&self, timeout: Duration) -> Option<Message> {
+        let order = match self.receiver.try_recv() {
+            Ok(order) => Ok(order),
+            Err(_) => self.receiver.recv_timeout(timeout),
+        };
+        match order {
+            Ok(order) => {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                match order {
+                    Order::Message(message) => Some(message),
+                    Order::Wake => None,
+                }
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// Whether an eighth of the queue is taken: from there on the kernel, too, wants cookies (`wg_receive_handshake_packet`).
+    pub fn is_loaded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) >= (self.capacity / 8).max(1)
+    }
+}

@@ -1,0 +1,154 @@
+//! Which tests run in the machine.
+//!
+//! Emulation is slow, so these are the ones that another kernel can change the outcome of: whether the verifier takes the XDP
+//! program and what that decides, each kind of tunnel against the kernel's own device, through AF_XDP and without,
+//! and what an older kernel lacks. Deliberately absent: tests whose bounds speak of real hardware.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::plan::{Plan, Step, Tests};
+use crate::cargo::cargo;
+
+/// Test programs and what of them is run.
+const PROGRAMS: [Program; 6] = [
+    Program { name: "xdp_verdicts", tests: &[], seconds: 180 },
+    Program { name: "e2e_kernels", tests: &[], seconds: 90 },
+    Program {
+        name: "e2e_traffic",
+        tests: &["vxlan_over_ipv4_carries_both_families", "vxlan_gpe_over_ipv6_carries_both_families"],
+        seconds: 180,
+    },
+    Program {
+        name: "e2e_fallback",
+        tests: &["inner_packets_of_3000_bytes_arrive_as_outer_fragments", "everything_passes_without_xdp_over_ipv6"],
+        seconds: 180,
+    },
+    Program { name: "e2e_l2", tests: &["arp_and_neighbour_discovery_find_the_other_end_both_ways"], seconds: 60 },
+    Program { name: "e2e_corruption", tests: &["xdp_drops_every_flip_by_the_inner_checksum"], seconds: 90 },
+];
+
+/// A test program.
+struct Program {
+    name: &'static str,
+    /// The tests wanted; all when there are none.
+    tests: &'static [&'static str],
+    /// How long they may take in all, on a busy machine.
+    seconds: u64,
+}
+
+/// What cargo says about each thing that it has built.
+#[derive(Deserialize)]
+struct Artifact {
+    target: Target,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+/// What was built.
+pub struct Built {
+    /// Test programs by name.
+    tests: BTreeMap<String, PathBuf>,
+    /// `netfwd`, which end-to-end tests start.
+    daemon: PathBuf,
+}
+
+/// Builds the test programs and the daemon, which every one of them may start.
+pub fn build() -> Result<Built> {
+    // The whole workspace, so that features unify as in `cargo xtask test` and nothing is built twice.
+    let mut command = cargo(&["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    for program in PROGRAMS {
+        command.args(["--test", program.name]);
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let mut tests = BTreeMap::new();
+    let mut daemon = None;
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        // Other messages than about artifacts have no such fields.
+        let Ok(Artifact { target, executable: Some(path) }) = serde_json::from_str(&line?) else { continue };
+        match target.kind.first().map(String::as_str) {
+            Some("test") => drop(tests.insert(target.name, path)),
+            Some("bin") if target.name == "netfwd" => daemon = Some(path),
+            _ => {}
+        }
+    }
+    if !child.wait()?.success() {
+        bail!("the tests do not build");
+    }
+    Ok(Built { tests, daemon: daemon.context("cargo did not build the daemon")? })
+}
+
+/// What to run: everything chosen, or what of it contains one of these words.
+pub fn plan(built: &Built, words: &[String]) -> Result<Plan> {
+    let mut plan = Plan { programs: vec![built.daemon.clone()], steps: Vec::new() };
+    for program in PROGRAMS {
+        let path = built.tests.get(program.name).with_context(|| format!("cargo did not build {}", program.name))?;
+        if let Some(step) = program.step(path, words) {
+            plan.programs.push(path.clone());
+            plan.steps.push(step);
+        }
+    }
+    if plan.steps.is_empty() {
+        bail!("no test of the virtual machine has {} in its name", words.join(" or "));
+    }
+    Ok(plan)
+}
+
+impl Program {
+    /// `None` if none of its tests is wanted.
+    fn step(&self, path: &Path, words: &[String]) -> Option<Step> {
+        let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
+        let mut arguments = vec!["--test-threads=1".to_owned()];
+        let tests = if wanted(self.name) && self.tests.is_empty() {
+            Tests::Some
+        } else {
+            let all = wanted(self.name);
+            let chosen: Vec<_> = self.tests.iter().filter(|test| all || wanted(test)).collect();
+            arguments.push("--exact".to_owned());
+            arguments.extend(chosen.iter().map(|test| (**test).to_owned()));
+            if chosen.is_empty() {
+                return None;
+            }
+            Tests::Exactly(chosen.len() as u64)
+        };
+        let (name, program) = (self.name.to_owned(), path.to_owned());
+        Some(Step { name, program, arguments, tests, seconds: self.seconds })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(program: &str, words: &[&str]) -> Option<(Vec<String>, Tests)> {
+        let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+        let program = PROGRAMS.into_iter().find(|candidate| candidate.name == program).unwrap();
+        program.step(Path::new("/a"), &words).map(|step| (step.arguments, step.tests))
+    }
+
+    #[test]
+    fn chosen_tests_are_named_exactly_and_counted() {
+        let (words, tests) = arguments("e2e_traffic", &[]).unwrap();
+        assert_eq!(words[..2], ["--test-threads=1", "--exact"]);
+        assert_eq!(tests, Tests::Exactly(words.len() as u64 - 2));
+        assert_eq!(arguments("xdp_verdicts", &[]).unwrap().1, Tests::Some);
+    }
+
+    #[test]
+    fn words_choose_programs_or_tests() {
+        assert_eq!(arguments("xdp_verdicts", &["verdicts"]).unwrap().1, Tests::Some);
+        assert_eq!(arguments("e2e_traffic", &["e2e"]), arguments("e2e_traffic", &[]));
+        assert_eq!(arguments("e2e_traffic", &["gpe_over"]).unwrap().1, Tests::Exactly(1));
+        assert_eq!(arguments("e2e_traffic", &["verdicts"]), None);
+    }
+}
