@@ -260,6 +260,7 @@ impl Gateway {
                 egress: Egress::new(seed),
                 wireguard: WireGuardPath::new(shares),
                 orders,
+                deletion: None,
                 counters: Arc::new(Counters::new(table.tunnels().len())),
             },
         );
@@ -274,6 +275,13 @@ impl Gateway {
             desk,
             closing,
         })
+    }
+
+    /// A deleted device is the end from now on.
+    fn end_with_device(&mut self, notice: &StopNotice) {
+        for parts in &mut self.workers {
+            parts.deletion = Some(notice.clone());
+        }
     }
 
     fn start(self, health: &Health, notice: &StopNotice) -> Result<Running, RunError> {
@@ -486,18 +494,17 @@ fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) 
 }
 
 fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
+    let Tunnel { kind, vni, local, port, mtu, remotes, .. } = tunnel;
+    let what = match kind {
+        TunnelKind::WireGuard if local.is_unspecified() => format!("on every address, port {port}, MTU {mtu}"),
+        TunnelKind::WireGuard => format!("on {local} port {port}, MTU {mtu}"),
+        TunnelKind::Vxlan | TunnelKind::VxlanGpe => {
+            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {} remotes", remotes.len())
+        }
+    };
     let offloads = device.offloads();
-    format!(
-        "{} VNI {} on {} port {}, MTU {}, {} remotes, UDP superframes: {} segments written, {}",
-        tunnel.kind.as_str(),
-        tunnel.vni,
-        tunnel.local,
-        tunnel.port,
-        tunnel.mtu,
-        tunnel.remotes.len(),
-        offloads.write.udp_segments,
-        if offloads.read_udp { "read" } else { "none read" },
-    )
+    let read = if offloads.read_udp { "read" } else { "none read" };
+    format!("{} {what}, UDP superframes: {} segments written, {read}", kind.as_str(), offloads.write.udp_segments)
 }
 
 /// A socket per tunnel address and port and worker, by worker.

@@ -14,6 +14,7 @@ use std::time::Instant;
 use netfwd_common::reason::{DropReason, Stage};
 use rustix::event::{Timespec, epoll};
 
+use crate::control::StopNotice;
 use crate::control::health::Heartbeat;
 use crate::datapath::egress::{Egress, Surroundings};
 use crate::datapath::fdb::{Fdbs, Learned};
@@ -109,6 +110,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// Spin instead of sleeping.
     pub busy_poll: bool,
+    /// Who is to hear that a device was deleted, where that is the end.
+    pub deletion: Option<StopNotice>,
 }
 
 /// One queue's loop.
@@ -338,7 +341,7 @@ impl Worker {
 
     /// TUN/TAP → route → segment → encap (or seal) → UDP socket.
     fn egress_device(&mut self, index: usize, now_seconds: u32) {
-        let Parts { devices, egress, sender, counters, wireguard, .. } = &mut self.parts;
+        let Parts { devices, egress, sender, counters, wireguard, deletion, .. } = &mut self.parts;
         let around = Surroundings { table: &self.shared.table, fdbs: &self.shared.fdbs, counters, now_seconds };
         let tunnel = TunnelIndex(index as u16);
         let Some(device) = devices.get_mut(tunnel) else { return };
@@ -357,6 +360,9 @@ impl Worker {
                     if error.raw_os_error() == Some(libc::EBADFD) {
                         // Someone deleted the device: its queue would stay readable for ever.
                         let _ = epoll::delete(&self.poll, device);
+                        if let (Some(notice), Some(config)) = (deletion, self.shared.table.get(tunnel)) {
+                            notice.deleted(&config.name);
+                        }
                     }
                     break;
                 }

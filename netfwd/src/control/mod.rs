@@ -56,6 +56,11 @@ impl Control {
         self.runtime.block_on(async { Netlink::open()?.links_with_addresses().await })
     }
 
+    /// Waits for a signal or a notice, without serving anything.
+    pub fn wait(&mut self, notice: &StopNotice) -> Stop {
+        self.runtime.block_on(self.signals.stop(notice))
+    }
+
     /// Serves metrics and health until a signal or a notice comes. An endpoint that fails is a failure too.
     pub fn serve(&mut self, listener: TcpListener, metrics: Metrics, health: Arc<Health>, notice: &StopNotice) -> Stop {
         let Self { runtime, signals } = self;
