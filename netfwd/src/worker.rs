@@ -29,6 +29,8 @@ use crate::published::FrameGauges;
 
 /// Packets of one AF_XDP batch, and so the most that can meet in one superframe.
 pub const BATCH: usize = 256;
+/// How often one batch looks at the RX ring: once, and again when all it has is vetted and coalesced.
+const LOOKS: usize = 4;
 /// Superframes read from one device before the others get their turn.
 const DEVICE_BURST: usize = 16;
 /// Batches of each source that are taken after the stop: half an RX ring.
@@ -37,10 +39,10 @@ const DRAIN_ROUNDS: usize = 8;
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// An AF_XDP socket and its batch.
+/// An AF_XDP socket and its batch, in as many parts as looks at the ring gave.
 pub struct Queue {
     socket: xsk::Socket,
-    batch: xsk::RxBatch,
+    batch: [xsk::RxBatch; LOOKS],
     verify: VerifyPolicy,
     busy_poll: bool,
     gauges: Arc<FrameGauges>,
@@ -49,7 +51,7 @@ pub struct Queue {
 impl Queue {
     /// A queue whose unverified packets are vetted by `verify`.
     pub fn new(socket: xsk::Socket, verify: VerifyPolicy, busy_poll: bool, gauges: Arc<FrameGauges>) -> Self {
-        let batch = socket.batch(BATCH);
+        let batch = std::array::from_fn(|_| socket.batch(BATCH));
         gauges.publish(socket.frame_counts());
         Self { socket, batch, verify, busy_poll, gauges }
     }
@@ -208,16 +210,25 @@ impl Worker {
     }
 
     /// NIC → AF_XDP → lookup → decap → vet → coalesce → TUN/TAP.
+    ///
+    /// The driver hands packets over in portions that it chooses (veth: 64), which would cut a sender's superframe in two.
+    /// So a batch that still has room takes what arrived while its packets were coalesced. It does not wait for that.
     fn ingress_queue(&mut self, index: usize, now_seconds: u32) {
         let Parts { queues, devices, ingress, counters, .. } = &mut self.parts;
         let Shared { table, fdbs, .. } = &self.shared;
         let Some(queue) = queues.get_mut(index) else { return };
-        let refused_before = queue.socket.refused();
-        queue.socket.recv(&mut queue.batch, BATCH);
-        count_refused(counters, refused_before, queue.socket.refused());
-        let received = queue
-            .batch
-            .iter_mut()
+        let Queue { socket, batch, busy_poll, .. } = queue;
+        // Polled, the driver has put its portion into the ring on this very thread: there is nothing to look for.
+        let looks = if *busy_poll { 1 } else { LOOKS };
+        let refused_before = socket.refused();
+        let mut room = BATCH;
+        let received = batch.iter_mut().take(looks).map_while(|part| {
+            let arrived = socket.recv(part, room);
+            room -= arrived;
+            (arrived > 0).then(|| part.iter_mut())
+        });
+        let received = received
+            .flatten()
             .map(|frame| Received { bytes: frame.bytes, origin: Origin::Xdp { metadata: frame.metadata } });
         let mut learn = |tunnel, mac, remote| {
             let outcome = fdbs.learn(tunnel, &mac, remote, now_seconds);
@@ -225,7 +236,10 @@ impl Worker {
         };
         ingress.set_policy(queue.verify);
         ingress.run(table, &mut learn, counters, received, devices);
-        queue.socket.release(&mut queue.batch);
+        count_refused(counters, refused_before, queue.socket.refused());
+        for part in &mut queue.batch {
+            queue.socket.release(part);
+        }
         queue.gauges.publish(queue.socket.frame_counts());
     }
 
