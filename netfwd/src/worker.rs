@@ -6,6 +6,7 @@
 //! forwarding table), atomic (the forwarding database) or the kernel's (the send sockets).
 
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,8 +30,8 @@ use crate::published::FrameGauges;
 
 /// Packets of one AF_XDP batch, and so the most that can meet in one superframe.
 pub const BATCH: usize = 256;
-/// How often one batch looks at the RX ring: once, and again when all it has is vetted and coalesced.
-const LOOKS: usize = 4;
+/// How often one batch may find something in the RX ring.
+const LOOKS: usize = 8;
 /// Superframes read from one device before the others get their turn.
 const DEVICE_BURST: usize = 16;
 /// Batches of each source that are taken after the stop: half an RX ring.
@@ -212,7 +213,7 @@ impl Worker {
     /// NIC → AF_XDP → lookup → decap → vet → coalesce → TUN/TAP.
     ///
     /// The driver hands packets over in portions that it chooses (veth: 64), which would cut a sender's superframe in two.
-    /// So a batch that still has room takes what arrived while its packets were coalesced. It does not wait for that.
+    /// So a batch that still has room takes what arrived while its packets were coalesced and its frames written.
     fn ingress_queue(&mut self, index: usize, now_seconds: u32) {
         let Parts { queues, devices, ingress, counters, .. } = &mut self.parts;
         let Shared { table, fdbs, .. } = &self.shared;
@@ -221,14 +222,7 @@ impl Worker {
         // Polled, the driver has put its portion into the ring on this very thread: there is nothing to look for.
         let looks = if *busy_poll { 1 } else { LOOKS };
         let refused_before = socket.refused();
-        let mut room = BATCH;
-        let received = batch.iter_mut().take(looks).map_while(|part| {
-            let arrived = socket.recv(part, room);
-            room -= arrived;
-            (arrived > 0).then(|| part.iter_mut())
-        });
-        let received = received
-            .flatten()
+        let received = look_by_look(socket, &mut batch[..looks])
             .map(|frame| Received { bytes: frame.bytes, origin: Origin::Xdp { metadata: frame.metadata } });
         let mut learn = |tunnel, mac, remote| {
             let outcome = fdbs.learn(tunnel, &mac, remote, now_seconds);
@@ -303,6 +297,30 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Packets as long as there are some, one part of a batch per look that found any. After a `None` there may be more later.
+fn look_by_look<'a>(
+    socket: &'a mut xsk::Socket,
+    parts: &'a mut [xsk::RxBatch],
+) -> impl Iterator<Item = xsk::Received<'a>> {
+    let (mut room, mut parts, mut packets) = (BATCH, parts.iter_mut(), None);
+    let mut empty = parts.next();
+    iter::from_fn(move || {
+        loop {
+            if let Some(packet) = packets.as_mut().and_then(Iterator::next) {
+                return Some(packet);
+            }
+            let part = empty.take()?;
+            let arrived = socket.recv(part, room);
+            if arrived == 0 {
+                empty = Some(part);
+                return None;
+            }
+            room -= arrived;
+            (packets, empty) = (Some(part.iter_mut()), parts.next());
+        }
+    })
 }
 
 /// What the socket itself refused is a drop like any other.

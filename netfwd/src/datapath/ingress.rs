@@ -77,37 +77,45 @@ impl Ingress {
 
     /// Takes one receive batch through to the sink.
     ///
+    /// Whenever `batch` has nothing more, one frame is written and then it is asked again, so that what arrived meanwhile
+    /// still meets its run. Nothing waits for that: the end is when there is neither a packet nor a frame.
+    ///
     /// `learn` is told of inner source addresses on learning L2 tunnels, at most once in a while per address and batch.
     pub fn run<'a>(
         &mut self,
         table: &ForwardingTable,
         learn: &mut impl FnMut(TunnelIndex, Mac, RemoteIndex),
         counters: &Counters,
-        batch: impl Iterator<Item = Received<'a>>,
+        mut batch: impl Iterator<Item = Received<'a>>,
         sink: &mut impl FrameSink,
     ) {
         let mut packets: Vec<InnerPacket<'a>> = mem::take(&mut self.packets);
         let mut cache = LookupCache::default();
         self.learned = RecentlyLearned::default();
         self.coalescer.begin();
-        for received in batch {
-            let accepted = open(table, &mut cache, received, self.policy)
-                .and_then(|opened| self.accept(table, learn, counters, opened));
-            match accepted {
-                Ok(packet) => packets.push(packet),
-                Err(refusal) => {
-                    counters.drops.add(Direction::Ingress, refusal.stage, refusal.reason, 1);
-                    continue;
+        loop {
+            while packets.len() < MAX_BATCH
+                && let Some(received) = batch.next()
+            {
+                let accepted = open(table, &mut cache, received, self.policy)
+                    .and_then(|opened| self.accept(table, learn, counters, opened));
+                match accepted {
+                    Ok(packet) => packets.push(packet),
+                    Err(refusal) => {
+                        counters.drops.add(Direction::Ingress, refusal.stage, refusal.reason, 1);
+                        continue;
+                    }
                 }
+                self.coalescer.add(&packets, counters);
             }
-            self.coalescer.add(&packets, counters);
             if packets.len() == MAX_BATCH {
                 self.coalescer.finish(&packets, counters, sink);
                 self.coalescer.begin();
                 packets.clear();
+            } else if !self.coalescer.write_next(&packets, counters, sink) {
+                break;
             }
         }
-        self.coalescer.finish(&packets, counters, sink);
         self.packets = recycle(packets);
     }
 
