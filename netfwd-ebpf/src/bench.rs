@@ -1,4 +1,5 @@
-//! What the benchmark measures the shipped program against: nothing at all, and the kernel's checksum helper.
+//! What the benchmark measures the shipped program against, nothing at all and the kernel's checksum helper, and what a test
+//! puts in front of it.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -6,9 +7,10 @@
 #[allow(dead_code, reason = "the shipped program uses the rest")]
 mod cursor;
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::helpers::generated::bpf_csum_diff;
-use aya_ebpf::macros::xdp;
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::XdpContext;
 use netfwd_common::cursor::Cursor as _;
 
@@ -50,6 +52,41 @@ pub fn sum(ctx: XdpContext) -> u32 {
         Some(sum) if sum.is_valid() => XDP_DROP,
         _ => XDP_PASS,
     }
+}
+
+/// The program that [`cramped`] leads to.
+#[map]
+static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Bytes that [`cramped`] moves a packet by: of the 256 in front of it the kernel keeps 40 for its `xdp_frame`, and the rest is
+/// then too little for a record.
+const MOVED: usize = 208;
+/// Most bytes of a packet that can be moved.
+const MOVABLE: usize = 512;
+
+/// Moves the packet to the start of its buffer and lets [`NEXT`] have it, as a driver would that leaves no room in front.
+#[xdp(frags)]
+pub fn cramped(ctx: XdpContext) -> u32 {
+    // SAFETY: the context is the kernel's; the packet pointers are loaded below.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(MOVED as i32)) } != 0 {
+        return XDP_ABORTED;
+    }
+    let (start, end) = (ctx.data(), ctx.data_end());
+    for at in (0..MOVABLE).step_by(4) {
+        let from = start + at + MOVED;
+        if from + 4 > end {
+            break;
+        }
+        // SAFETY: the bytes lie before the end of the packet, as just compared. Volatile, or the loop becomes a `memmove`.
+        let word = unsafe { (from as *const u32).read_volatile() };
+        // SAFETY: they lie in front of those.
+        unsafe { ((start + at) as *mut u32).write_volatile(word) };
+    }
+    // SAFETY: the context is the kernel's; no packet pointer is used afterwards.
+    unsafe { bpf_xdp_adjust_tail(ctx.ctx, -(MOVED as i32)) };
+    // SAFETY: the other program gets the context as it would from the kernel.
+    let _ = unsafe { NEXT.tail_call(&ctx, 0) };
+    XDP_ABORTED
 }
 
 #[panic_handler]

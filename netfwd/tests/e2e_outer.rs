@@ -7,11 +7,11 @@ mod made;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use e2e::packets::{Capture, Packet, TCP, bound, received};
+use e2e::packets::{Capture, Injector, Packet, TCP, bound, received};
 use e2e::{FAMILIES, Rig, equal};
-use made::{Field, Inner, UDP, finish_ipv4, gpe, vxlan};
+use made::{Field, Inner, Outer, UDP, finish_ipv4, gpe, vxlan};
 use rustix::net::sockopt;
-use xtask::lab::{Family, Options, Side, Tunnel, TunnelKind};
+use xtask::lab::{Family, Options, Side, Tunnel, TunnelKind, UNDERLAY};
 
 /// RFC 3168's codepoints, by value: Not-ECT, ECT(1), ECT(0), CE.
 const CODEPOINTS: [u8; 4] = [0b00, 0b01, 0b10, 0b11];
@@ -243,4 +243,72 @@ fn over_ipv6_there_is_a_checksum_unless_zero_is_asked_for() {
     tunnel.device_options = "udp6zerocsumrx".to_owned();
     let Some(unchecked) = singles(&tunnel) else { return };
     assert!(unchecked.iter().all(|datagram| datagram.udp_checksum() == 0));
+}
+
+/// The MAC address of the gateway's underlay device.
+fn underlay_mac(rig: &Rig) -> [u8; 6] {
+    let line = rig.lab.gateway.ip(&format!("-o link show dev {UNDERLAY}")).expect("the device");
+    let text = line.split("link/ether ").nth(1).and_then(|rest| rest.get(..17)).expect("an Ethernet address");
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("a byte"));
+    bytes.collect::<Vec<_>>().try_into().expect("six bytes")
+}
+
+/// Datagrams in frames that no socket sends arrive inside; `reason` is why XDP passes them on, if it does.
+fn injected_frames_arrive(underlay: Family, reason: Option<&str>, frame: impl Fn(&Outer, &[u8]) -> Vec<u8>) {
+    let tunnel = Tunnel::vxlan("vx7", 7).over(underlay).config_line(GATEWAY_MAC);
+    let Some(rig) = Rig::start(Options::with_tunnels([tunnel.clone()])) else { return };
+    let [remote, local] = [Side::Peer, Side::Gateway].map(|side| tunnel.outer_address(side).to_string());
+    let outer = Outer::new(&remote, &local, tunnel.port, vxlan(tunnel.vni));
+    let (injector, mac) = (Injector::on(&rig.lab.peer, UNDERLAY), underlay_mac(&rig));
+    for family in FAMILIES {
+        let (from, to) = (rig.lab.peer_address(family).to_string(), rig.lab.gateway_address(family));
+        let receiver = bound(&rig.lab.gateway, to, INNER_PORT);
+        let sent: Vec<_> = (0..50).map(|index| Inner::new(UDP, &from, &to.to_string(), 20 + 20 * index)).collect();
+        let (arrived, growth) = rig.during(|| {
+            for inner in &sent {
+                let mut frame = frame(&outer, &inner.ethernet(0));
+                frame[..6].copy_from_slice(&mac);
+                injector.send(&frame);
+            }
+            received(&receiver)
+        });
+        let payloads: Vec<_> = sent.into_iter().map(|inner| inner.payload).collect();
+        assert!(arrived == payloads, "{} of 50 datagrams arrived inside {family:?}, or others did", arrived.len());
+        match reason {
+            Some(reason) => assert_eq!(growth.of("netfwd_xdp_passes_total", &[("reason", reason)]), 50.0),
+            None => assert!(growth.redirected() >= 50.0, "{} frames came through AF_XDP", growth.redirected()),
+        }
+    }
+    rig.assert_nothing_lost();
+    rig.stop();
+}
+
+#[test]
+fn xdp_sees_through_one_and_two_vlan_tags() {
+    for (underlay, tags) in FAMILIES.into_iter().flat_map(|underlay| [(underlay, 1), (underlay, 2)]) {
+        injected_frames_arrive(underlay, None, |outer, inner| outer.clone().tags(tags).frame(inner));
+    }
+}
+
+#[test]
+fn outer_ip_options_take_the_way_through_the_kernel() {
+    // Three times nothing, and the end of the options (RFC 791).
+    let options = vec![1, 1, 1, 0];
+    injected_frames_arrive(Family::V4, Some("ip_options"), |outer, inner| {
+        Outer { options: options.clone(), ..outer.clone() }.frame(inner)
+    });
+}
+
+#[test]
+fn outer_ipv6_extension_headers_take_the_way_through_the_kernel() {
+    // Destination options, UDP behind them, that are four bytes of padding (RFC 8200 §4.6).
+    const OPTIONS: [u8; 8] = [UDP, 0, 1, 4, 0, 0, 0, 0];
+    injected_frames_arrive(Family::V6, Some("ipv6_extension"), |outer, inner| {
+        let mut frame = outer.frame(inner);
+        let length = u16::from_be_bytes([frame[18], frame[19]]) + OPTIONS.len() as u16;
+        frame[18..20].copy_from_slice(&length.to_be_bytes());
+        frame[20] = 60;
+        frame.splice(54..54, OPTIONS);
+        frame
+    });
 }

@@ -146,7 +146,7 @@ fn set_packet_option(socket: &OwnedFd, name: i32, value: i32) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-fn bind(socket: &OwnedFd, index: u32) {
+pub(super) fn bind(socket: &OwnedFd, index: u32) {
     // SAFETY: integers only, for which all zeroes is a value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;

@@ -7,7 +7,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use netfwd_common::checksum::Sum;
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, eth, recv, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, eth, netdevice, recv, send, socket_with, sockopt,
+};
 use xtask::lab::Namespace;
 
 /// Nothing for this long means that nothing more comes.
@@ -43,6 +45,28 @@ impl Capture {
         let all = self.packets().into_iter();
         all.filter(|packet| packet.source == from && packet.protocol == UDP && packet.destination_port == port)
             .collect()
+    }
+}
+
+/// A packet socket that sends whole frames out of one device.
+pub struct Injector(OwnedFd);
+
+impl Injector {
+    /// On that device of a namespace.
+    pub fn on(namespace: &Namespace, device: &str) -> Self {
+        let open = || {
+            let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+            let index = netdevice::name_to_index(&socket, device)?;
+            rustix::io::Result::Ok((socket, index))
+        };
+        let (socket, index) = namespace.run(open).expect("the namespace").expect("a packet socket");
+        super::order::bind(&socket, index);
+        Self(socket)
+    }
+
+    /// Sends a frame as it is.
+    pub fn send(&self, frame: &[u8]) {
+        assert_eq!(send(&self.0, frame, SendFlags::empty()), Ok(frame.len()));
     }
 }
 

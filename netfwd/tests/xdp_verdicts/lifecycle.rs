@@ -1,5 +1,8 @@
 //! Loading, attaching, sockets, tables and log lines.
 
+use aya::Ebpf;
+use aya::maps::ProgramArray;
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use netfwd::datapath::table::ForwardingTable;
 use netfwd::io::xdp::{AttachMode, AttachedMode, XdpProgram};
 use netfwd_common::abi::Policy;
@@ -9,6 +12,8 @@ use netfwd_common::reason::{DropReason, PassReason};
 use crate::bench::{COUNT, DROP, XDP_PASS, XDP_REDIRECT, total, with_program};
 use crate::packets::{Field, Inner, Outer};
 
+static COMPANION: &[u8] = aya::include_bytes_aligned!(env!("NETFWD_EBPF_BENCH_PATH"));
+
 #[test]
 fn without_a_socket_the_kernel_gets_the_packet() {
     with_program(DROP, |bench| {
@@ -17,6 +22,28 @@ fn without_a_socket_the_kernel_gets_the_packet() {
         assert_eq!((run.action, run.metadata), (XDP_PASS, None));
         assert_eq!(run.counted.passed(PassReason::NoSocket), 1);
         assert_eq!(total(&run.counted), [1, 0, 0, 1]);
+    });
+}
+
+/// Every driver of a test run has room for a record, so another program takes it away first.
+#[test]
+fn without_room_for_a_record_the_kernel_gets_the_packet() {
+    with_program(DROP, |bench| {
+        let mut companion = Ebpf::load(COMPANION).unwrap();
+        let mut next: ProgramArray<_> = companion.take_map("NEXT").unwrap().try_into().unwrap();
+        next.set(0, bench.xdp.program().unwrap().fd().unwrap(), 0).unwrap();
+        let cramped: &mut Xdp = companion.program_mut("cramped").unwrap().try_into().unwrap();
+        cramped.load().unwrap();
+        let frame = Outer::vxlan4(7).frame(&Inner::udp4(76).ethernet(0));
+        assert_eq!(frame.len() % 4, 0, "what moves are words");
+        let before = bench.xdp.counters().unwrap();
+        let mut out = vec![0; frame.len() + 64];
+        let options = TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let run = cramped.test_run(options).unwrap();
+        let after = bench.xdp.counters().unwrap();
+        assert_eq!(run.return_value, XDP_PASS);
+        assert_eq!(&out[..run.data_size_out as usize], frame);
+        assert_eq!(after.passed(PassReason::NoMetadata) - before.passed(PassReason::NoMetadata), 1);
     });
 }
 
