@@ -158,8 +158,7 @@ fn attach_interfaces(
     let mut attached = Vec::new();
     for interface in interfaces {
         let Some(tunnel) = config.tunnels.get(usize::from(interface.tunnel().0)) else { continue };
-        let Some(configured) = tunnel.wireguard() else { continue };
-        attached.push(attach(control, &tunnel.name, interface, configured, disappearance)?);
+        attached.push(attach(control, tunnel, interface, disappearance)?);
     }
     Ok(attached)
 }

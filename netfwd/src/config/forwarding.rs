@@ -30,6 +30,11 @@ impl Tunnel {
         overhead(self.kind(), if over_ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { self.local })
     }
 
+    /// At least so many: of a WireGuard tunnel that listens everywhere, those over IPv4.
+    pub fn least_overhead(&self) -> u16 {
+        overhead(self.kind(), if self.local.is_unspecified() { Ipv4Addr::UNSPECIFIED.into() } else { self.local })
+    }
+
     fn resolved(&self, mtu: u16) -> table::Tunnel {
         let bare = table::Tunnel {
             name: self.name.clone(),

@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use rustix::thread::CapabilitySet;
@@ -345,7 +345,14 @@ fn shares_endpoint(tunnel: &Tunnel, earlier: &[Tunnel]) -> bool {
 /// Binds the port as nobody else may have it, and lets it go again.
 fn unusable_port(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<Problem> {
     let Tunnel { local, port, .. } = *tunnel;
-    let error = UdpSocket::bind((local, port)).err()?;
+    let bound = match UdpSocket::bind((local, port)) {
+        // A machine without IPv6 has an IPv4 port.
+        Err(error) if local.is_unspecified() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+        }
+        bound => bound,
+    };
+    let error = bound.err()?;
     let at = place(&config.file, tunnel.lines.port, "tunnel.port");
     if error.kind() != io::ErrorKind::AddrInUse {
         return Some(Problem::PortRefused { at, local, port, error });
@@ -369,7 +376,9 @@ fn carrier<'l>(config: &Config, tunnel: &Tunnel, links: &'l [Link]) -> Option<&'
 /// The tunnel's MTU; `Err(None)` when no interface is there to say, which is another problem's line.
 fn mtu(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Result<u16, Option<Problem>> {
     let link = carrier(config, tunnel, links).ok_or(None)?;
-    let (overhead, available) = (tunnel.overhead(), link.mtu.min(u16::MAX.into()));
+    // Who names an MTU may know more of where his peers are.
+    let overhead = if tunnel.mtu.is_some() { tunnel.least_overhead() } else { tunnel.overhead() };
+    let available = link.mtu.min(u16::MAX.into());
     let at = place(&config.file, tunnel.lines.mtu, "tunnel.mtu");
     let interface = link.name.clone();
     let left = (available as u16).saturating_sub(overhead);

@@ -175,6 +175,9 @@ fn wireguard_leaves_room_for_ipv6_unless_all_is_known_to_be_ipv4() {
         let ready = check(&wireguard(local, endpoint), &[eth0(1500)]).expect("ready");
         assert_eq!(ready.mtus, [mtu], "{local} {endpoint}");
     }
+    let mut config = wireguard("::", "");
+    config.tunnels[0].mtu = Some(1440);
+    assert_eq!(check(&config, &[eth0(1500)]).expect("ready").mtus, [1440], "who names it may know more");
 }
 
 #[test]

@@ -10,11 +10,13 @@ use std::time::Duration;
 use super::uapi::Configurable;
 use super::uapi::server::{self, Place, SocketError, SocketFile};
 use super::{Control, StopNotice};
-use crate::config::{self, HostName};
-use crate::datapath::tunnel::wireguard::{DeviceStatus, DeviceUpdate, PublicKey};
+use crate::config;
+use crate::datapath::tunnel::wireguard::{DeviceStatus, DeviceUpdate};
 use crate::wireguard::Interface;
 
 mod names;
+
+use names::Names;
 
 /// How often somebody looks whether the socket is still there.
 const LOOK: Duration = Duration::from_millis(250);
@@ -52,20 +54,20 @@ async fn end_without(socket: Place, notice: StopNotice) {
     notice.end("the control socket was removed");
 }
 
-/// Makes the control socket of `interface`, whose device is `name`, and looks after it as long as the control thread serves.
+/// Makes the control socket of `interface`, which is what `tunnel` configures, and looks after it as long as the control thread serves.
 pub fn attach(
     control: &Control,
-    name: &str,
+    tunnel: &config::Tunnel,
     interface: &Arc<Interface>,
-    configured: &config::WireGuard,
     disappearance: (Disappearance, &StopNotice),
 ) -> Result<Attached, SocketError> {
+    let name = &tunnel.name;
     let (socket, listener) = SocketFile::create(name)?;
     let runtime = control.runtime();
-    runtime.spawn(server::serve(listener, name.to_owned(), interface.clone()));
-    let names: Vec<(PublicKey, HostName)> = configured.names().map(|(key, name)| (key, name.clone())).collect();
+    runtime.spawn(server::serve(listener, name.clone(), interface.clone()));
+    let names = Names::of(tunnel);
     if !names.is_empty() {
-        runtime.spawn(names::follow(name.to_owned(), names, interface.clone()));
+        runtime.spawn(names.follow(interface.clone()));
     }
     let (disappearance, notice) = disappearance;
     if disappearance == Disappearance::Ends {

@@ -8,7 +8,7 @@
 //! over the control socket does not come back; lookups at a time are bounded, and their answers are waited for only so long.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,20 +16,29 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
-use crate::config::HostName;
+use crate::config::{self, HostName};
 use crate::control::uapi::Configurable;
 use crate::datapath::tunnel::wireguard::{DeviceStatus, DeviceUpdate, PeerUpdate, PublicKey};
 
 /// A session is unusable that long after its handshake (WireGuard's REJECT_AFTER_TIME).
 const SESSION: Duration = Duration::from_secs(180);
-/// First and last interval between two lookups of a name.
-const INTERVALS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+/// The interval between the first two lookups of a name; the next ones double.
+const FIRST: Duration = Duration::from_secs(5);
+/// The longest one.
+const LONGEST: Duration = Duration::from_secs(300);
 /// How often peers are looked at.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Lookups at a time; each occupies a thread.
 const LOOKUPS: usize = 8;
+
+/// The names of one interface's peers.
+pub(super) struct Names {
+    interface: String,
+    local: IpAddr,
+    peers: Vec<Named>,
+}
 
 /// A peer whose endpoint is a name.
 struct Named {
@@ -40,22 +49,33 @@ struct Named {
     lookups: usize,
 }
 
-/// Resolves the names of `interface`'s peers, until it is dropped.
-pub(super) async fn follow<D: Configurable>(interface: String, names: Vec<(PublicKey, HostName)>, device: Arc<D>) {
-    let now = Instant::now();
-    let named = |(key, name)| Named { key, name, interval: INTERVALS.0, due: now, lookups: 0 };
-    let mut names: Vec<_> = names.into_iter().map(named).collect();
-    loop {
-        let now = Instant::now();
-        if names.iter().any(|named| named.due <= now) {
-            let status = device.status();
-            let mut due: Vec<_> =
-                names.iter_mut().filter_map(|named| named.needs_lookup(&status, now).then_some(named)).collect();
-            for some in due.chunks_mut(LOOKUPS) {
-                look_up(&interface, some, device.as_ref()).await;
+impl Names {
+    /// Those that a tunnel is configured with.
+    pub(super) fn of(tunnel: &config::Tunnel) -> Self {
+        let due = Instant::now();
+        let named = |(key, name): (_, &HostName)| Named { key, name: name.clone(), interval: FIRST, due, lookups: 0 };
+        let peers = tunnel.wireguard().into_iter().flat_map(|wireguard| wireguard.names()).map(named).collect();
+        Self { interface: tunnel.name.clone(), local: tunnel.local, peers }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
+    /// Resolves them again and again, until it is dropped.
+    pub(super) async fn follow<D: Configurable>(mut self, device: Arc<D>) {
+        loop {
+            let now = Instant::now();
+            if self.peers.iter().any(|named| named.due <= now) {
+                let status = device.status();
+                let due = self.peers.iter_mut().filter_map(|named| named.needs_lookup(&status, now).then_some(named));
+                let mut due: Vec<_> = due.collect();
+                for some in due.chunks_mut(LOOKUPS) {
+                    look_up(&self.interface, self.local, some, device.as_ref()).await;
+                }
             }
+            sleep(LOOK).await;
         }
-        sleep(LOOK).await;
     }
 }
 
@@ -66,7 +86,7 @@ impl Named {
             return false;
         }
         let needed = !has_session(status, self.key, SystemTime::now());
-        self.interval = if needed && self.lookups > 0 { (self.interval * 2).min(INTERVALS.1) } else { INTERVALS.0 };
+        self.interval = if needed && self.lookups > 0 { (self.interval * 2).min(LONGEST) } else { FIRST };
         self.due = now + self.interval;
         needed
     }
@@ -86,11 +106,11 @@ fn has_session(status: &DeviceStatus, key: PublicKey, now: SystemTime) -> bool {
     age.is_some_and(|age| age < SESSION)
 }
 
-async fn look_up<D: Configurable>(interface: &str, names: &mut [&mut Named], device: &D) {
+async fn look_up<D: Configurable>(interface: &str, local: IpAddr, names: &mut [&mut Named], device: &D) {
     let mut lookups = JoinSet::new();
     for (index, named) in names.iter().enumerate() {
         let HostName { host, port } = named.name.clone();
-        lookups.spawn(async move { (index, resolve(&host, port).await) });
+        lookups.spawn(async move { (index, resolve(&host, port, local).await) });
     }
     while let Some(Ok((index, answer))) = lookups.join_next().await {
         let named = &mut names[index];
@@ -107,11 +127,17 @@ async fn look_up<D: Configurable>(interface: &str, names: &mut [&mut Named], dev
     }
 }
 
-async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+async fn resolve(host: &str, port: u16, local: IpAddr) -> io::Result<Vec<SocketAddr>> {
     let answer = timeout(PATIENCE, tokio::net::lookup_host((host, port))).await??;
-    let mut addresses: Vec<_> = answer.collect();
+    usable(answer, local)
+}
+
+/// Those addresses that can be reached from `local`, each once.
+fn usable(answer: impl Iterator<Item = SocketAddr>, local: IpAddr) -> io::Result<Vec<SocketAddr>> {
+    let mut addresses: Vec<_> =
+        answer.filter(|address| local.is_unspecified() || address.is_ipv4() == local.is_ipv4()).collect();
     addresses.dedup();
-    if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }
+    if addresses.is_empty() { Err(io::Error::other("the name has no address of our family")) } else { Ok(addresses) }
 }
 
 #[cfg(test)]
@@ -123,7 +149,7 @@ mod tests {
 
     fn named() -> Named {
         let name = HostName { host: "vpn.example.org".to_owned(), port: 51820 };
-        Named { key: KEY, name, interval: INTERVALS.0, due: Instant::now(), lookups: 0 }
+        Named { key: KEY, name, interval: FIRST, due: Instant::now(), lookups: 0 }
     }
 
     fn status(last_handshake: Option<SystemTime>) -> DeviceStatus {
@@ -165,7 +191,16 @@ mod tests {
         }
         assert_eq!(intervals, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
         assert!(!named.needs_lookup(&status(Some(SystemTime::now())), now));
-        assert_eq!(named.due - now, INTERVALS.0);
+        assert_eq!(named.due - now, FIRST);
+    }
+
+    #[test]
+    fn addresses_of_the_family_that_we_have_not_are_left_out() {
+        let [v4, v6]: [SocketAddr; 2] =
+            ["192.0.2.1:1", "[2001:db8::1]:1"].map(|text| text.parse().expect("an address"));
+        let from = |local: &str| usable([v4, v4, v6].into_iter(), local.parse().expect("an address")).expect("some");
+        assert_eq!((from("::"), from("10.9.0.2"), from("fd00::1")), (vec![v4, v6], vec![v4], vec![v6]));
+        assert!(usable([v6].into_iter(), [10, 9, 0, 2].into()).is_err());
     }
 
     #[test]
