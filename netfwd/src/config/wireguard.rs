@@ -130,7 +130,8 @@ impl Peer {
 
 /// The local address; all of them unless one is named.
 pub(super) fn local(section: &mut Section<'_, '_>) -> Option<IpAddr> {
-    if section.has("local") { section.optional("local", unicast) } else { Some(Ipv6Addr::UNSPECIFIED.into()) }
+    let named = section.optional("local", unicast);
+    if section.has("local") { named } else { Some(Ipv6Addr::UNSPECIFIED.into()) }
 }
 
 /// The keys of one tunnel. Key files lie where the configuration `file` does, unless they say otherwise.

@@ -55,6 +55,11 @@ impl End {
         }
     }
 
+    /// Its private key.
+    pub fn private_key(&self) -> &PrivateKey {
+        &self.key
+    }
+
     /// Makes `other` a peer that has all addresses.
     pub fn know(&self, other: &Self) {
         let allowed_ips = vec![AllowedIpUpdate { prefix: "0.0.0.0/0".parse().unwrap(), remove: false }];
@@ -150,6 +155,14 @@ impl Wire {
             rest = behind;
             datagram
         })
+    }
+
+    /// Sends the last datagram once more.
+    pub fn repeat_last(&mut self) {
+        if let Some(len) = self.lens.last().copied() {
+            self.bytes.extend_from_within(self.bytes.len() - len..);
+            self.lens.push(len);
+        }
     }
 
     /// How many there are.
