@@ -27,15 +27,16 @@ fn set_tos(socket: &UdpSocket, tos: u8) {
 }
 
 impl Rig {
-    /// One datagram with each mark, from a socket in the peer or the gateway.
+    /// One datagram with each mark, each from a socket of its own in the peer or the gateway.
     fn send_marked(&self, from: Side, family: Family) {
         let [peer, gateway] = [self.lab.peer_address(family), self.lab.gateway_address(family)];
         let (namespace, source, target) = match from {
             Side::Peer => (&self.lab.peer, peer, gateway),
             Side::Gateway => (&self.lab.gateway, gateway, peer),
         };
-        let sender = bound(namespace, source, 0);
         for mark in CODEPOINTS {
+            // Of one flow, those with the same mark would be merged.
+            let sender = bound(namespace, source, 0);
             set_tos(&sender, 0b0110_1000 | mark);
             sender.send_to(b"marked", (target, PORT)).expect("a datagram");
         }
@@ -73,10 +74,10 @@ fn congestion_on_the_way_shows_inside() {
         let Some(rig) = Rig::configured(options, |config| config.xdp(xdp)) else { return };
         rig.greet();
         let ip = if underlay == Family::V4 { "ip" } else { "ip6" };
-        let mark = format!("add rule {ip} mark out udp dport 51820 {ip} ecn set ce");
+        let mark = format!("add rule {ip} busy out udp dport 51820 {ip} ecn set ce");
         for rule in [
-            &format!("add table {ip} mark"),
-            &format!("add chain {ip} mark out {{ type filter hook output priority 0 ; }}"),
+            &format!("add table {ip} busy"),
+            &format!("add chain {ip} busy out {{ type filter hook output priority 0 ; }}"),
             &mark,
         ] {
             rig.lab.peer.exec(&format!("nft {rule}")).expect("a rule");
