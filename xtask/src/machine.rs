@@ -37,9 +37,16 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// Asks every 10 ms until `condition` holds; false when it did not within `timeout`.
+/// How many times slower than real hardware this machine is: `cargo xtask vm` says so to what runs under emulation, by
+/// `NETFWD_SLOWNESS`. 1 anywhere else.
+pub fn slowness() -> f64 {
+    let told = std::env::var("NETFWD_SLOWNESS").ok().and_then(|text| text.parse().ok());
+    told.filter(|slowness| *slowness >= 1.0).unwrap_or(1.0)
+}
+
+/// Asks every 10 ms until `condition` holds; false when it did not within `timeout`, as real hardware counts it.
 pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now() + timeout.mul_f64(slowness());
     loop {
         if condition() {
             return true;

@@ -22,7 +22,7 @@ use xtask::lab::{
     Config, Family, LAN, Lab, Metrics, Namespace, Netfwd, Options, Sample, TunnelKind, UNDERLAY, root_or_skip,
 };
 use xtask::load::{tcp, udp};
-use xtask::machine::wait_until;
+use xtask::machine::{slowness, wait_until};
 
 /// The daemon under test.
 pub const NETFWD: &str = env!("CARGO_BIN_EXE_netfwd");
@@ -32,8 +32,6 @@ pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const PATIENCE: Duration = Duration::from_secs(3);
 /// A rate that the unoptimized daemon follows without loss on a busy machine, in Gbit/s.
 const RATE: f64 = 0.15;
-/// How many times slower an emulated machine is; set by `cargo xtask vm`.
-const SLOWNESS: &str = "NETFWD_SLOWNESS";
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -280,11 +278,6 @@ fn early_segments(namespace: &Namespace) -> (u64, Vec<(String, u64)>) {
     let is_loss = |name: &str| ["Drop", "Prune"].iter().any(|word| name.contains(word));
     let dropped = counters.into_iter().filter(|(name, _)| is_loss(name));
     (early, dropped.map(|(name, value)| (name.to_owned(), value)).collect())
-}
-
-/// 1 on real hardware.
-pub fn slowness() -> f64 {
-    std::env::var(SLOWNESS).map_or(1.0, |text| text.parse().expect("a number"))
 }
 
 /// Payloads that fit every tunnel's MTU at underlay MTU 1500.

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use xtask::lab::{Device, DeviceState, Family, FarEnd, Namespace, Options, Program, Side, Tunnel, UNDERLAY};
 use xtask::load::udp;
-use xtask::machine::wait_until;
+use xtask::machine::{slowness, wait_until};
 
 use super::packets::{Capture, Packet, bound, received};
-use super::{FAMILIES, Rig, equal, mixed, slowness, tcp_intact};
+use super::{FAMILIES, Rig, equal, mixed, tcp_intact};
 
 /// WireGuard by two other teams.
 pub const OTHERS: [Program; 2] = [Program::WireguardGo, Program::Boringtun];
