@@ -217,11 +217,13 @@ fn coalesce_in_portions(samples: &[Sample], portions: &[usize]) -> Outcome {
     Outcome { frames: sink.frames, counters }
 }
 
-fn inner_packets(samples: &[Sample], ethernet: bool) -> Vec<InnerPacket<'_>> {
+fn inner_packets<'a>(samples: &'a [Sample], ethernet: bool) -> Vec<InnerPacket<'a>> {
     let link = if ethernet { Link::Ethernet } else { Link::Ip };
-    let packet = |sample| {
-        let Sample { tunnel, bytes, checksums } = sample;
-        InnerPacket { tunnel: TunnelIndex(*tunnel), link, bytes, checksums: *checksums }
+    let packet = |sample: &'a Sample| InnerPacket {
+        tunnel: TunnelIndex(sample.tunnel),
+        link,
+        bytes: &sample.bytes,
+        checksums: sample.checksums,
     };
     samples.iter().map(packet).collect()
 }
