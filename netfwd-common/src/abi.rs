@@ -6,6 +6,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::reason::{DropReason, PassReason};
+
 /// Hash map: [`TunnelKey`] → [`TunnelEntry`]. The fast path asks it once for each datagram, whatever the kind.
 pub const TUNNELS: &str = "TUNNELS";
 /// Hash map: [`EndpointKey`] → [`EndpointEntry`].
@@ -14,18 +16,10 @@ pub const ENDPOINTS: &str = "ENDPOINTS";
 pub const NETWORKS: &str = "NETWORKS";
 /// XSKMAP: receive queue → AF_XDP socket.
 pub const XSKS: &str = "XSKS";
-/// Array of one: [`Policy`].
-pub const POLICY: &str = "POLICY";
-/// Array of one `u32` that changes after each change of [`TUNNELS`]: what the program remembers of it is void then.
-pub const GENERATION: &str = "GENERATION";
-/// Per-CPU array of `u64`, indexed by [`crate::reason::DropReason`].
-pub const DROPS: &str = "DROPS";
-/// Per-CPU array of `u64`, indexed by [`crate::reason::PassReason`].
-pub const PASSES: &str = "PASSES";
-/// Per-CPU array of `u64`, indexed by [`crate::reason::DropReason`]: what `verify = "count"` let through.
-pub const TOLERATED: &str = "TOLERATED";
-/// Per-CPU array of `u64`, indexed by [`Action`].
-pub const ACTIONS: &str = "ACTIONS";
+/// Array of one: [`Control`].
+pub const CONTROL: &str = "CONTROL";
+/// Per-CPU array of one: [`CpuState`].
+pub const CPU_STATE: &str = "CPU_STATE";
 
 /// Most tunnel × remote pairs.
 pub const MAX_TUNNELS: u32 = 65_536;
@@ -34,7 +28,7 @@ pub const MAX_ENDPOINTS: u32 = 1_024;
 /// Most receive queues of one interface.
 pub const MAX_QUEUES: u32 = 256;
 
-/// What the program did with a packet: index into [`ACTIONS`].
+/// What the program did with a packet: index into [`Counters::actions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Action {
@@ -209,6 +203,57 @@ pub struct Policy {
     pub frame_limit: u8,
 }
 
+/// What user space tells the program, in one place, since each look at a map costs a packet about two nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Control {
+    /// The interface's switches.
+    pub policy: Policy,
+    /// Changes after each change of [`TUNNELS`], upon which all [`Newest`] are void. Never 0.
+    pub generation: u32,
+}
+
+/// What the program keeps for each CPU, in one place for the same reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CpuState {
+    /// What it has counted on this CPU since it was loaded.
+    pub counters: Counters,
+    /// The newest matches: an exact match costs as much as summing half a packet, and datagrams come in trains.
+    pub newest: [Newest; NEWEST_SLOTS],
+}
+
+/// How many packets went which way and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Counters {
+    /// Every packet, by [`Action`].
+    pub actions: [u64; Action::ALL.len()],
+    /// Dropped, by [`DropReason`].
+    pub drops: [u64; DropReason::COUNT],
+    /// Left to the kernel, by [`PassReason`].
+    pub passes: [u64; PassReason::COUNT],
+    /// What `verify = "count"` let through, by [`DropReason`].
+    pub tolerated: [u64; DropReason::COUNT],
+}
+
+/// Matches remembered on each CPU: a power of two, since bits of remote and VNI choose the slot.
+pub const NEWEST_SLOTS: usize = 64;
+
+/// A remembered match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Newest {
+    /// A [`TunnelKey`].
+    pub key: [u32; 10],
+    /// [`Control::generation`] when it was looked up; 0: never.
+    pub generation: u32,
+    /// What was found.
+    pub entry: TunnelEntry,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// [`Metadata::magic`].
 pub const METADATA_MAGIC: u16 = 0x4e66;
 /// [`Metadata::version`].
@@ -283,5 +328,7 @@ const _: () = {
     assert!(size_of::<EndpointEntry>() == 4);
     assert!(size_of::<NetworkKey>() == 24);
     assert!(size_of::<Policy>() == 4);
+    assert!(size_of::<Control>() == 8);
+    assert!(size_of::<Newest>() == 56 && NEWEST_SLOTS.is_power_of_two());
     assert!(size_of::<Metadata>() == 16);
 };

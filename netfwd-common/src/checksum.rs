@@ -21,6 +21,8 @@ const INVERSE_OF_65535: u64 = 0xfffe_fffe_fffe_ffff;
 impl Sum {
     /// The sum of nothing.
     pub const ZERO: Self = Self(0);
+    /// What takes the place of a sum that is not there to be wrong.
+    pub const VALID: Self = Self(0xffff);
 
     /// A sum of native 32-bit words that was accumulated elsewhere (the XDP payload loop).
     pub const fn from_raw(sum: u64) -> Self {

@@ -18,10 +18,8 @@ use zerocopy::transmute;
 
 /// Bytes of a word of the payload loop.
 const WORD: usize = 7;
-/// Bytes per turn of the payload loop: eight words of each lane.
-const BLOCK: usize = 16 * WORD;
-/// Most turns: 256 words of 56 bits per lane, whose sum is below 2^64. That is 3,584 bytes, the linear part of a page.
-const MAX_BLOCKS: usize = 32;
+/// Most bytes that are summed: 256 words of each parity, whose sum is below 2^64. It is more than the linear part of a page holds.
+const MAX_LEN: usize = 512 * WORD;
 /// Bounds of positions and lengths, as masks that the verifier understands.
 const POSITION_MASK: usize = 0x3fff;
 
@@ -48,6 +46,7 @@ macro_rules! load {
     };
 }
 
+load!(load64, "u64", reg, u64);
 load!(load32, "u32", wreg, u32);
 load!(load16, "u16", reg, u64);
 load!(load8, "u8", reg, u64);
@@ -88,37 +87,6 @@ impl<'a> Packet<'a> {
     fn at(&self, offset: usize, len: usize) -> Option<*const u8> {
         let start = self.here.wrapping_add(offset);
         (start.wrapping_add(len) <= self.end).then_some(start)
-    }
-
-    /// The sum of `len < 128` bytes: pieces of 64, 32, 16, 8, 4, 2 and 1 bytes.
-    ///
-    /// Each piece's place is computed from `len` alone, not from what was taken before, and through a barrier, so that
-    /// the verifier learns nothing from the branches and the paths meet again behind each piece.
-    #[inline(always)]
-    fn tail(&self, len: usize) -> Option<u64> {
-        let mut sum = 0;
-        if barrier(len) & 64 != 0 {
-            sum += words::<16>(self.at(0, 64)?);
-        }
-        if barrier(len) & 32 != 0 {
-            sum += words::<8>(self.at(barrier(len) & 64, 32)?);
-        }
-        if barrier(len) & 16 != 0 {
-            sum += words::<4>(self.at(barrier(len) & 96, 16)?);
-        }
-        if barrier(len) & 8 != 0 {
-            sum += words::<2>(self.at(barrier(len) & 112, 8)?);
-        }
-        if barrier(len) & 4 != 0 {
-            sum += words::<1>(self.at(barrier(len) & 120, 4)?);
-        }
-        if barrier(len) & 2 != 0 {
-            sum += load16::<0>(self.at(barrier(len) & 124, 2)?);
-        }
-        if barrier(len) & 1 != 0 {
-            sum += load8::<0>(self.at(barrier(len) & 126, 1)?);
-        }
-        Some(sum)
     }
 }
 
@@ -179,30 +147,46 @@ extern "C" fn payload_sum(ctx: *mut xdp_md, position: u64, len: u64) -> u64 {
 
 #[inline(always)]
 fn sum_from(ctx: &XdpContext, position: usize, len: usize) -> Option<u64> {
-    // At least one byte is left to the tail: the last word's load reads it.
-    let blocks = len.saturating_sub(1) / BLOCK;
-    if blocks > MAX_BLOCKS {
+    if len == 0 {
+        return Some(0);
+    }
+    if len > MAX_LEN {
         return None;
     }
     let (start, end) = bounds(ctx);
-    let from = Packet { ctx, position, here: start.wrapping_add(position), end };
-    let mut at = from.here;
-    let mut lanes = Lanes { even: 0, odd: 0 };
-    let first = if blocks == 0 { 0 } else { load8::<0>(from.at(0, 1)?) };
-    // Through the barrier, or the compiler unrolls the loop.
-    for block in 0..barrier(MAX_BLOCKS) {
-        if block >= blocks {
-            break;
-        }
-        if at.wrapping_add(BLOCK + 1) > end {
-            return None;
-        }
-        lanes.add_block(at);
-        at = at.wrapping_add(BLOCK);
+    let mut from = Packet { ctx, position, here: start.wrapping_add(position), end };
+    let first = load8::<0>(from.at(0, 1)?);
+    let mut lanes = Lanes::default();
+    // Each piece leaves at least one byte: the last word's load reads it.
+    let mut rest = barrier(len);
+    while rest > 32 * WORD {
+        lanes.add::<32>(&mut from)?;
+        rest -= 32 * WORD;
     }
-    let rest = Packet { here: at, ..from };
-    let next = if blocks == 0 { 0 } else { load8::<0>(rest.at(0, 1)?) };
-    Some(lanes.total(first, next) + rest.tail(len - blocks * BLOCK)?)
+    if rest > 16 * WORD {
+        lanes.add::<16>(&mut from)?;
+        rest -= 16 * WORD;
+    }
+    if rest > 8 * WORD {
+        lanes.add::<8>(&mut from)?;
+        rest -= 8 * WORD;
+    }
+    if rest > 4 * WORD {
+        lanes.add::<4>(&mut from)?;
+        rest -= 4 * WORD;
+    }
+    if rest > 2 * WORD {
+        lanes.add::<2>(&mut from)?;
+        rest -= 2 * WORD;
+    }
+    let mut sum = lanes.total(first, load8::<0>(from.at(0, 1)?));
+    if rest > 8 {
+        sum += halves(load64::<0>(from.at(0, 8)?));
+        rest -= 8;
+    }
+    // The last one to eight bytes are the upper ones of the eight that end the packet; in front of them lie headers.
+    let last = Packet { here: start.wrapping_add(barrier(position + len - 8) & POSITION_MASK), ..from };
+    Some(sum + halves(load64::<0>(last.at(0, 8)?) >> (64 - 8 * rest)))
 }
 
 /// Start and end of the packet, really loaded again.
@@ -215,83 +199,72 @@ fn bounds(ctx: &XdpContext) -> (*const u8, *const u8) {
     (start as *const u8, end as *const u8)
 }
 
-/// Adds `N` 32-bit words whose bounds have been checked.
-#[inline(always)]
-fn words<const N: usize>(start: *const u8) -> u64 {
-    let mut words = [0; N];
-    each_word!(N, start, |WORD, value| words[WORD] = value);
-    words.into_iter().map(u64::from).sum()
-}
-
 /// The sum of the payload as 56-bit words, modulo 2^64, those at even and those at odd offsets apart.
 ///
 /// BPF has no carry flag, so 64-bit words cannot simply be added up, and adding 32-bit words takes twice the instructions.
 /// Here each instruction pair loads and adds eight bytes but advances by seven: the eighth is the next word's
 /// first and counts too much, at 2^56. How much in all is known at the end: what one lane has in excess is 2^56 times the sum of
 /// the other's first bytes, and those sums are, modulo 256, the lowest byte of the lanes themselves.
+///
+/// Two lanes of each parity, or each addition would wait for the one before.
+#[derive(Default)]
 struct Lanes {
-    even: u64,
-    odd: u64,
+    even: [u64; 2],
+    odd: [u64; 2],
+}
+
+/// Adds as many pairs of words as `$count`, a constant, has, to the lanes in turn. Their bounds have been checked.
+macro_rules! add_pairs {
+    ($lanes:expr, $from:expr, $count:expr, $($pair:literal)*) => {
+        $(if 2 * $pair < $count {
+            $lanes.add_pair::<{ $pair % 2 }, { 2 * $pair * WORD }>($from);
+        })*
+    };
 }
 
 impl Lanes {
-    /// The sum of the bytes. `first` is the first of them, `next` the one behind the last.
+    /// Adds `COUNT` words, an even number, and steps over them; the byte behind them must be there too.
     #[inline(always)]
-    fn total(&self, first: u64, next: u64) -> u64 {
-        let even = self.even.wrapping_sub(self.odd << 56);
-        // Behind an odd word comes the even one of the next pair.
-        let odd = self.odd.wrapping_sub(self.even.wrapping_sub(first).wrapping_add(next) << 56);
-        // RFC 1071 §2(B): bytes moved by one count 2^8 times as much.
-        halves(even) + (halves(odd) << 8)
+    fn add<const COUNT: usize>(&mut self, from: &mut Packet) -> Option<()> {
+        let start = from.at(0, COUNT * WORD + 1)?;
+        add_pairs!(self, start, COUNT, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        // Through the barrier, or the compiler counts backwards from the end, which the verifier forbids.
+        from.here = barrier(start.wrapping_add(COUNT * WORD) as usize) as *const u8;
+        Some(())
     }
 
-    /// Adds a block whose bounds, and the byte behind it, have been checked. In one piece, so that the registers suffice:
-    /// with sixteen loads to order as it likes, the compiler spills to the stack.
+    /// Adds an even word and the odd one behind it. In one piece, so that the registers suffice: with all loads to order as
+    /// it likes, the compiler spills to the stack.
     #[inline(always)]
-    fn add_block(&mut self, from: *const u8) {
-        // SAFETY: every caller has compared the block with the end of the packet, or the verifier refuses the program.
+    fn add_pair<const LANE: usize, const AT: usize>(&mut self, from: *const u8) {
+        // SAFETY: every caller has compared the words with the end of the packet, or the verifier refuses the program.
         unsafe {
             asm!(
-                "{t} = *(u64 *)({from} + 0)",
-                "{u} = *(u64 *)({from} + 7)",
-                "{even} += {t}",
-                "{odd} += {u}",
-                "{t} = *(u64 *)({from} + 14)",
-                "{u} = *(u64 *)({from} + 21)",
-                "{even} += {t}",
-                "{odd} += {u}",
-                "{t} = *(u64 *)({from} + 28)",
-                "{u} = *(u64 *)({from} + 35)",
-                "{even} += {t}",
-                "{odd} += {u}",
-                "{t} = *(u64 *)({from} + 42)",
-                "{u} = *(u64 *)({from} + 49)",
-                "{even} += {t}",
-                "{odd} += {u}",
-                "{t} = *(u64 *)({from} + 56)",
-                "{u} = *(u64 *)({from} + 63)",
-                "{even} += {t}",
-                "{odd} += {u}",
-                "{t} = *(u64 *)({from} + 70)",
-                "{u} = *(u64 *)({from} + 77)",
-                "{even} += {t}",
-                "{odd} += {u}",
-                "{t} = *(u64 *)({from} + 84)",
-                "{u} = *(u64 *)({from} + 91)",
-                "{even} += {t}",
-                "{odd} += {u}",
-                "{t} = *(u64 *)({from} + 98)",
-                "{u} = *(u64 *)({from} + 105)",
+                "{t} = *(u64 *)({from} + {even_at})",
+                "{u} = *(u64 *)({from} + {odd_at})",
                 "{even} += {t}",
                 "{odd} += {u}",
                 from = in(reg) from,
-                even = inout(reg) self.even,
-                odd = inout(reg) self.odd,
+                even_at = const AT,
+                odd_at = const AT + WORD,
+                even = inout(reg) self.even[LANE],
+                odd = inout(reg) self.odd[LANE],
                 t = out(reg) _,
                 u = out(reg) _,
                 options(pure, readonly, nostack),
             )
         }
+    }
+
+    /// The sum of the bytes. `first` is the first of them, `next` the one behind the last.
+    #[inline(always)]
+    fn total(&self, first: u64, next: u64) -> u64 {
+        let (all_even, all_odd) = (self.even[0].wrapping_add(self.even[1]), self.odd[0].wrapping_add(self.odd[1]));
+        let even = all_even.wrapping_sub(all_odd << 56);
+        // Behind an odd word comes the even one of the next pair.
+        let odd = all_odd.wrapping_sub(all_even.wrapping_sub(first).wrapping_add(next) << 56);
+        // RFC 1071 §2(B): bytes moved by one count 2^8 times as much.
+        halves(even) + (halves(odd) << 8)
     }
 }
 
@@ -351,5 +324,14 @@ fn barrier(value: usize) -> usize {
     let copy;
     // SAFETY: register arithmetic only.
     unsafe { asm!("{copy} = {value}", copy = out(reg) copy, value = in(reg) value, options(pure, nomem, nostack)) };
+    copy
+}
+
+/// As [`barrier`].
+#[inline(always)]
+pub fn barrier32(value: u32) -> u32 {
+    let copy;
+    // SAFETY: register arithmetic only.
+    unsafe { asm!("{copy} = {value}", copy = out(wreg) copy, value = in(wreg) value, options(pure, nomem, nostack)) };
     copy
 }

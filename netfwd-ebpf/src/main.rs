@@ -20,7 +20,7 @@ use netfwd_common::classify::{Delivery, Verdict, classify};
 use netfwd_common::reason::PassReason;
 
 use cursor::Packet;
-use maps::{ACTIONS, DROPS, Maps, PASSES, TOLERATED, XSKS};
+use maps::{Maps, XSKS};
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
@@ -29,19 +29,22 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 /// The entry point.
 #[xdp(frags)]
 pub fn netfwd(ctx: XdpContext) -> u32 {
-    let policy = maps::policy();
-    let packet = Packet::new(&ctx);
-    match classify(packet, &Maps, &policy) {
-        Verdict::Pass(reason) => pass(reason),
+    // The only element of an array is always there.
+    let Some(control) = maps::control() else { return XDP_PASS };
+    let Some(maps) = Maps::new(&control) else { return XDP_PASS };
+    let policy = control.policy;
+    match classify(Packet::new(&ctx), &maps, &policy) {
+        Verdict::Pass(reason) => pass(&maps, reason),
         Verdict::Drop(reason) => {
             if policy.debug != 0 {
                 log_drop(&ctx, reason as u8);
             }
-            maps::count(&DROPS, reason.index());
-            finish(Action::Drop, XDP_DROP)
+            maps.count_drop(reason);
+            maps.count_action(Action::Drop);
+            XDP_DROP
         }
-        Verdict::Deliver(_) if is_too_long(&ctx, policy.frame_limit) => pass(PassReason::TooLong),
-        Verdict::Deliver(delivery) => deliver(&ctx, &delivery),
+        Verdict::Deliver(_) if is_too_long(&ctx, policy.frame_limit) => pass(&maps, PassReason::TooLong),
+        Verdict::Deliver(delivery) => deliver(&ctx, &maps, &delivery),
     }
 }
 
@@ -55,9 +58,10 @@ fn log_drop(ctx: &XdpContext, reason: u8) {
 }
 
 #[inline(always)]
-fn pass(reason: PassReason) -> u32 {
-    maps::count(&PASSES, reason.index());
-    finish(Action::Pass, XDP_PASS)
+fn pass(maps: &Maps, reason: PassReason) -> u32 {
+    maps.count_pass(reason);
+    maps.count_action(Action::Pass);
+    XDP_PASS
 }
 
 /// Whether the frame would vanish into the socket's `rx_dropped`.
@@ -67,24 +71,25 @@ fn is_too_long(ctx: &XdpContext, limit: u8) -> bool {
 }
 
 #[inline(always)]
-fn deliver(ctx: &XdpContext, delivery: &Delivery) -> u32 {
+fn deliver(ctx: &XdpContext, maps: &Maps, delivery: &Delivery) -> u32 {
     // Without a record the bytes in front of the packet are whatever was there before, perhaps an older record: user space
     // could not tell. The kernel's UDP socket is slower and safe.
     if !cursor::write_metadata(ctx, &metadata(delivery)) {
-        return pass(PassReason::NoMetadata);
+        return pass(maps, PassReason::NoMetadata);
     }
     match XSKS.redirect(ctx.rx_queue_index(), u64::from(XDP_PASS)) {
         Ok(action) => {
             // Only here: what is passed on is judged again, and counted then.
             if let Some(reason) = delivery.tolerated {
-                maps::count(&TOLERATED, reason.index());
+                maps.count_tolerated(reason);
             }
-            finish(Action::Redirect, action)
+            maps.count_action(Action::Redirect);
+            action
         }
         Err(_) => {
             // The kernel's own GRO would compare the records.
             cursor::remove_metadata(ctx);
-            pass(PassReason::NoSocket)
+            pass(maps, PassReason::NoSocket)
         }
     }
 }
@@ -103,12 +108,6 @@ fn metadata(delivery: &Delivery) -> Metadata {
         message: delivery.message.map_or(0, |message| message as u8),
         flow_hash: delivery.flow_hash,
     }
-}
-
-#[inline(always)]
-fn finish(action: Action, code: u32) -> u32 {
-    maps::count(&ACTIONS, action as usize);
-    code
 }
 
 #[panic_handler]

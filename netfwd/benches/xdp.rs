@@ -52,6 +52,8 @@ fn main() -> anyhow::Result<()> {
     // 1450 bytes in all: the figure that is promised.
     let tcp = || Outer::vxlan4(7).frame(&Inner::tcp4(1450 - 50 - 14 - 40).ethernet(0));
     let zero = || Outer::vxlan4(7).checksum(Field::Zero).frame(&Inner::tcp4(1450 - 50 - 14 - 40).ethernet(0));
+    // 1408 bytes of message, so that the frame has 1450 as well.
+    let data = Outer::wireguard4(51820).datagram(&packets::wireguard(4, 1450 - 42));
     let case = |name, subject, program, frame| Case { name, subject, program, frame, samples: Vec::new() };
     let mut cases = vec![
         case("1450 B vxlan tcp", "empty", empty, tcp()),
@@ -64,6 +66,8 @@ fn main() -> anyhow::Result<()> {
             Outer::vxlan6(7).frame(&Inner::udp6(1450 - 70 - 14 - 48).ethernet(0))
         }),
         case("1450 B gpe tcp", "netfwd", ours, Outer::gpe4(9, 1).frame(&Inner::tcp4(1450 - 50 - 40).bytes())),
+        case("1450 B wireguard data", "netfwd", ours, data),
+        case("wireguard initiation", "netfwd", ours, Outer::wireguard4(51820).datagram(&packets::wireguard(1, 148))),
         case("not ours: udp", "netfwd", ours, packets::ethernet([10, 0, 0, 1].into(), 0, &Inner::udp4(100).bytes())),
         case("unknown vni", "netfwd", ours, Outer::vxlan4(99).frame(&Inner::udp4(22).ethernet(0))),
         case("bad inner header", "netfwd", ours, Outer::vxlan4(7).frame(&[0; 13])),
@@ -107,10 +111,13 @@ fn table() -> anyhow::Result<ForwardingTable> {
             dscp: 0,
         })
     };
+    let wireguard =
+        Tunnel { remotes: Vec::new(), ..tunnel(TunnelKind::WireGuard, 0, 51820, ["10.9.0.2", "10.9.0.1"])? };
     Ok(ForwardingTable::new(vec![
         tunnel(TunnelKind::Vxlan, 7, 4789, ["10.9.0.2", "10.9.0.1"])?,
         tunnel(TunnelKind::Vxlan, 7, 4789, ["fd09::2", "fd09::1"])?,
         tunnel(TunnelKind::VxlanGpe, 9, 4790, ["10.9.0.2", "10.9.0.1"])?,
+        wireguard,
     ]))
 }
 

@@ -96,8 +96,8 @@ fn tunnel_line(tunnel: &Tunnel, mtu: u16) -> String {
         Protocol::WireGuard(wireguard) => {
             let local = if local.is_unspecified() { "any address".to_owned() } else { local.to_string() };
             let port = if *port == 0 { "any port".to_owned() } else { format!("port {port}") };
-            let (key, peers) = (wireguard.private_key.public_key(), plural(wireguard.peers.len(), "peer"));
-            format!(", {local} {port}, public key {key}, {peers}")
+            let key = wireguard.private_key.as_ref().map_or("none".to_owned(), |key| key.public_key().to_string());
+            format!(", {local} {port}, public key {key}, {}", plural(wireguard.peers.len(), "peer"))
         }
     };
     format!("tunnel {name}: {kind}{particulars}, {device} with MTU {mtu}")

@@ -15,5 +15,6 @@ pub mod published;
 pub mod reattach;
 pub mod run;
 pub mod underlay;
+pub mod wg;
 pub mod wireguard;
 pub mod worker;

@@ -4,10 +4,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use netfwd::cli::{Cli, Command, ConfigFile, log_level};
 use netfwd::config::Config;
-use netfwd::control::logging;
+use netfwd::control::{logging, secrets};
 
 /// The system cannot do what the configuration says.
 const SYSTEM: u8 = 1;
@@ -15,11 +14,12 @@ const SYSTEM: u8 = 1;
 const CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    match Cli::read(std::env::args_os()).command {
         Command::Run { config, verbose } => {
             logging::start(log_level(verbose));
             with_config(config, |config| netfwd::run::run(config).map_err(|error| one_line(&error)))
         }
+        Command::Wg(arguments) => netfwd::wg::run(&arguments, |error| one_line(error)),
         Command::Check { config } => with_config(config, |config| {
             print!("{}", netfwd::check::check(&config).map_err(|error| one_line(&error))?);
             Ok(())
@@ -30,13 +30,20 @@ fn main() -> ExitCode {
 fn with_config(config: ConfigFile, command: impl FnOnce(Config) -> Result<(), String>) -> ExitCode {
     let (code, message) = match Config::load(&config.file) {
         Err(errors) => (CONFIGURATION, errors.to_string()),
-        Ok(config) => match command(config) {
+        Ok(config) => match with_secrets_kept(config, command) {
             Err(message) => (SYSTEM, message),
             Ok(()) => return ExitCode::SUCCESS,
         },
     };
     eprintln!("{message}");
     ExitCode::from(code)
+}
+
+fn with_secrets_kept(config: Config, command: impl FnOnce(Config) -> Result<(), String>) -> Result<(), String> {
+    if config.has_secrets() {
+        secrets::keep_out_of_core_dumps();
+    }
+    command(config)
 }
 
 /// An error with its causes, leaving out those that it has already told.

@@ -4,56 +4,46 @@
 //! sockets before XDP steers packets to them. What is made here ends with its file descriptors, so an error on the way, and
 //! even a kill, leaves nothing behind.
 
-use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use netfwd_common::abi::TunnelKind;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use thiserror::Error;
 use tracing::{info, warn};
 
+mod assembly;
+
+use assembly::Gateway;
+
 use crate::config::{self, Config};
 use crate::control::health::{Health, Heartbeat};
 use crate::control::links::Link;
 use crate::control::metrics::{Family, Metrics, Scrape};
 use crate::control::preflight::{self, Problems, Ready};
+use crate::control::uapi::server::SocketError as ControlSocketError;
+use crate::control::wireguard::{Attached, Disappearance, attach};
 use crate::control::{Control, Stop, StopNotice};
-use crate::datapath::egress::Egress;
-use crate::datapath::fdb::Fdbs;
-use crate::datapath::gro::GroConfig;
-use crate::datapath::ingress::Ingress;
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::Counters;
-use crate::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy, address_bytes};
 use crate::io::socket::SocketError;
-use crate::io::tun::{DeviceError, DeviceOptions, OverlayDevice, TX_QUEUE_LEN, TunQueue, TunQueues};
-use crate::io::tun_probe::WriteOffloads;
-use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
-use crate::io::udp_send::{SendPool, UdpSender};
-use crate::order::{self, OrderInbox, Orders};
+use crate::io::tun::DeviceError;
+use crate::order::Orders;
 use crate::reattach;
-use crate::underlay::{self, Underlay, UnderlayError};
+use crate::underlay::UnderlayError;
 use crate::wireguard::desk::{Closing, Desk};
-use crate::wireguard::path::{Share, WireGuardPath};
-use crate::wireguard::setup::Bound;
-use crate::wireguard::steering::{Steering, Underlays, with_ports};
-use crate::wireguard::{self, Interface, InterfaceError};
-use crate::worker::{Endpoint, Parts, Queue, Shared, Worker};
+use crate::wireguard::steering::Underlays;
+use crate::wireguard::{Interface, InterfaceError};
+use crate::worker::{Shared, Worker};
 
-/// Send sockets, and so source ports, of each local address.
-const SOURCE_PORTS: usize = 64;
 /// How long names and ports of a killed predecessor may stay taken.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// MTU of a WireGuard device whose underlay is not known: room for IPv6 outside (`wg_setup`).
-const WIREGUARD_MTU: u16 = 1420;
 /// Between two looks at something that takes a moment.
 const RETRY: Duration = Duration::from_millis(10);
 /// How long workers may take for what has arrived.
@@ -84,6 +74,9 @@ pub enum RunError {
     /// A WireGuard interface could not be configured.
     #[error(transparent)]
     Interface(#[from] InterfaceError),
+    /// A WireGuard interface has no control socket.
+    #[error(transparent)]
+    ControlSocket(#[from] ControlSocketError),
     /// Something failed later.
     #[error("{0}")]
     Failed(String),
@@ -95,44 +88,80 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 
 /// Runs the gateway until it is told to end.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let mut control = Control::start().map_err(system("cannot start the control thread"))?;
-    raise_file_limit();
-    preflight::privileges(&config)?;
+    let control = begin(&config)?;
     let (links, ready) = find_ready(&control, &config)?;
     let gateway = Gateway::assemble(&config, &links, &ready.mtus)?;
-    let notice = StopNotice::default();
-    let health = Arc::new(Health::default());
-    let running = gateway.start(&health, &notice)?;
-    info!("ready: metrics on http://{}/metrics", config.metrics.listen);
-    running.spawn_chores(&control);
-    let stop = control.serve(ready.listener, running.metrics(), health, &notice);
-    running.end(stop)
+    let told = || info!("ready: metrics on http://{}/metrics", config.metrics.listen);
+    operate(control, &config, gateway, Serving::Metrics(ready.listener), told)
 }
 
-/// Runs one WireGuard interface without underlays, whose peers come over the control socket, until it is told to end or
-/// somebody deletes the device. `listener` serves metrics, if there is one; `ready` is called once device and port exist.
-pub fn run_wireguard(
-    config: &Config,
-    listener: Option<TcpListener>,
-    ready: impl FnOnce(&Control, &[Arc<Interface>]) -> io::Result<()>,
-) -> Result<(), RunError> {
-    let mut control = Control::start().map_err(system("cannot start the control thread"))?;
+/// Runs one WireGuard device that is configured over its control socket, without metrics, until it is told to end, its link
+/// is deleted or its control socket removed. `ready` is called once device and socket are there.
+pub fn run_device(name: String, ready: impl FnOnce()) -> Result<(), RunError> {
+    let config = Config::of_device(name);
+    let control = begin(&config)?;
+    let links = control.links().map_err(system("cannot list the interfaces"))?;
+    let gateway = Gateway::assemble(&config, &links, &[config::DEVICE_MTU])?;
+    operate(control, &config, gateway, Serving::Device, ready)
+}
+
+/// What the control thread serves beside control sockets.
+enum Serving {
+    /// Metrics and health of all tunnels.
+    Metrics(TcpListener),
+    /// One device, and without it nothing more.
+    Device,
+}
+
+fn begin(config: &Config) -> Result<Control, RunError> {
+    let control = Control::start().map_err(system("cannot start the control thread"))?;
     raise_file_limit();
     preflight::privileges(config)?;
-    let links = control.links().map_err(system("cannot list the interfaces"))?;
-    let mtus: Vec<u16> = config.tunnels.iter().map(|tunnel| tunnel.mtu.unwrap_or(WIREGUARD_MTU)).collect();
-    let mut gateway = Gateway::assemble(config, &links, &mtus)?;
+    Ok(control)
+}
+
+fn operate(
+    mut control: Control,
+    config: &Config,
+    mut gateway: Gateway,
+    serving: Serving,
+    ready: impl FnOnce(),
+) -> Result<(), RunError> {
     let notice = StopNotice::default();
-    gateway.end_with_device(&notice);
+    let mut disappearance = Disappearance::Stays;
+    if matches!(serving, Serving::Device) {
+        disappearance = Disappearance::Ends;
+        gateway.end_with_device(&notice);
+    }
+    let sockets = attach_interfaces(&control, config, &gateway.interfaces, (disappearance, &notice))?;
     let health = Arc::new(Health::default());
     let running = gateway.start(&health, &notice)?;
-    ready(&control, &running.interfaces).map_err(system("cannot open the control socket"))?;
     running.spawn_chores(&control);
-    let stop = match listener {
-        Some(listener) => control.serve(listener, running.metrics(), health, &notice),
-        None => control.wait(&notice),
+    ready();
+    let stop = match serving {
+        Serving::Metrics(listener) => control.serve(listener, running.metrics(&config.metrics), health, &notice),
+        Serving::Device => control.wait(&notice),
     };
-    running.end(stop)
+    drop(sockets);
+    let ended = running.end(stop);
+    control.close();
+    ended
+}
+
+/// The control sockets of all WireGuard interfaces.
+fn attach_interfaces(
+    control: &Control,
+    config: &Config,
+    interfaces: &[Arc<Interface>],
+    disappearance: (Disappearance, &StopNotice),
+) -> Result<Vec<Attached>, RunError> {
+    let mut attached = Vec::new();
+    for interface in interfaces {
+        let Some(tunnel) = config.tunnels.get(usize::from(interface.tunnel().0)) else { continue };
+        let Some(configured) = tunnel.wireguard() else { continue };
+        attached.push(attach(control, &tunnel.name, interface, configured, disappearance)?);
+    }
+    Ok(attached)
 }
 
 /// Each tunnel has a descriptor per worker and each local address a pool of sockets: the usual soft limit of 1,024 is for
@@ -157,17 +186,6 @@ fn find_ready(control: &Control, config: &Config) -> Result<(Vec<Link>, Ready), 
     }
 }
 
-/// Everything made, nothing moving yet.
-struct Gateway {
-    shared: Shared,
-    underlays: Underlays,
-    workers: Vec<Parts>,
-    orders: Vec<Orders>,
-    interfaces: Vec<Arc<Interface>>,
-    desk: Desk,
-    closing: Closing,
-}
-
 /// A gateway whose workers run.
 struct Running {
     shared: Shared,
@@ -182,69 +200,6 @@ struct Running {
 }
 
 impl Gateway {
-    fn assemble(config: &Config, links: &[Link], mtus: &[u16]) -> Result<Self, RunError> {
-        let table = config.forwarding_table(mtus);
-        let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
-        let workers = counts.iter().copied().max().unwrap_or(1);
-        let seed = RandomState::new().hash_one("netfwd");
-        let (desk, queue, closing) = Desk::new();
-        let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
-        let addresses = underlay_addresses(config, links);
-        let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
-        let table = Arc::new(with_ports(&table, &addresses, port_of));
-        let (devices, offloads) = open_devices(config, &table, workers)?;
-        let gro = gro_config(&config.gro, &offloads, seed);
-        let endpoints = open_endpoints(config, links, &table, workers)?;
-        let pools = open_pools(&table)?;
-        let mut queues: Vec<Vec<Option<Queue>>> = (0..workers).map(|_| Vec::new()).collect();
-        let mut underlays = Vec::new();
-        for (underlay, count) in config.underlays.iter().zip(counts) {
-            // Preflight has seen the interface.
-            let Some(link) = links.iter().find(|link| link.name == underlay.interface) else { continue };
-            let (opened, sockets) = Underlay::open(underlay, link, &table, count)?;
-            let mut sockets = sockets.into_iter();
-            queues.iter_mut().for_each(|queues| queues.push(sockets.next()));
-            underlays.push(opened);
-        }
-        let underlays = Arc::new(Mutex::new(underlays));
-        let (orders, inboxes) = order_channels(workers)?;
-        let steering = Arc::new(Steering::new(underlays.clone(), addresses, table.clone(), orders.clone()));
-        let (shares, interfaces) = serve(config, links, ports, &steering, workers)?;
-        let parts = queues.into_iter().zip(devices).zip(endpoints).zip(shares).zip(inboxes).map(
-            |((((queues, devices), endpoints), shares), orders)| Parts {
-                busy_poll: queues.iter().flatten().any(Queue::is_busy_polled),
-                queues,
-                endpoints,
-                devices,
-                sender: UdpSender::new(pools.clone()),
-                ingress: Ingress::new(&gro, VerifyPolicy::default()),
-                egress: Egress::new(seed),
-                wireguard: WireGuardPath::new(shares),
-                orders,
-                deletion: None,
-                counters: Arc::new(Counters::new(table.tunnels().len())),
-            },
-        );
-        let workers = parts.collect();
-        let fdbs = Arc::new(Fdbs::new(&table, seed));
-        Ok(Self {
-            shared: Shared { table, fdbs, epoch: Instant::now() },
-            underlays,
-            workers,
-            orders,
-            interfaces,
-            desk,
-            closing,
-        })
-    }
-
-    /// A deleted device is the end from now on.
-    fn end_with_device(&mut self, notice: &StopNotice) {
-        for parts in &mut self.workers {
-            parts.deletion = Some(notice.clone());
-        }
-    }
-
     fn start(self, health: &Health, notice: &StopNotice) -> Result<Running, RunError> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| RunError::System("eventfd", e.into()))?;
         let counters = self.workers.iter().map(|parts| parts.counters.clone()).collect();
@@ -325,7 +280,7 @@ fn spawn_desk(
 }
 
 impl Running {
-    fn metrics(&self) -> Metrics {
+    fn metrics(&self, config: &config::Metrics) -> Metrics {
         let mut metrics = Metrics::new(&self.shared.table);
         for (index, counters) in self.counters.iter().enumerate() {
             metrics.add_worker(index.to_string(), counters.clone());
@@ -333,6 +288,14 @@ impl Running {
         if let Some(counters) = &self.handshake_counters {
             metrics.add_worker("wireguard".to_owned(), counters.clone());
         }
+        let (interfaces, table, peers) = (self.interfaces.clone(), self.shared.table.clone(), config.wireguard_peers);
+        metrics.add_source(move |scrape: &mut Scrape| {
+            for interface in &interfaces {
+                if let Some(tunnel) = table.get(interface.tunnel()) {
+                    interface.device().report(&tunnel.name, peers, scrape);
+                }
+            }
+        });
         let underlays = self.underlays.clone();
         metrics.add_source(move |scrape: &mut Scrape| {
             for underlay in underlays.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -379,7 +342,7 @@ impl Running {
         info!("stopping: {stop}");
         self.stop();
         match stop {
-            Stop::Signal(_) | Stop::Deleted(_) => Ok(()),
+            Stop::Signal(_) | Stop::Gone(_) => Ok(()),
             Stop::Failure(reason) => Err(RunError::Failed(reason)),
         }
     }
@@ -403,139 +366,4 @@ impl Running {
             }
         }
     }
-}
-
-/// One device per tunnel, its queues by worker, and what the kernel takes on a write.
-fn open_devices(
-    config: &Config,
-    table: &ForwardingTable,
-    workers: usize,
-) -> Result<(Vec<TunQueues>, WriteOffloads), RunError> {
-    let mut by_worker: Vec<Vec<TunQueue>> = (0..workers).map(|_| Vec::new()).collect();
-    let mut offloads = WriteOffloads::NONE;
-    for (tunnel, configured) in table.tunnels().iter().zip(&config.tunnels) {
-        let (device, queues) = OverlayDevice::create(&DeviceOptions {
-            name: tunnel.name.clone(),
-            link: tunnel.link(),
-            queues: workers,
-            mtu: tunnel.mtu,
-            mac: configured.vxlan().and_then(|vxlan| vxlan.mac),
-            addresses: configured.addresses.clone(),
-            tx_queue_len: TX_QUEUE_LEN,
-        })?;
-        // One driver serves them all.
-        offloads = device.offloads().write;
-        info!("tunnel {}: {}", tunnel.name, describe(tunnel, &device));
-        for (owner, queue) in by_worker.iter_mut().zip(queues) {
-            owner.push(queue);
-        }
-    }
-    Ok((by_worker.into_iter().map(TunQueues::new).collect(), offloads))
-}
-
-/// The configured rules, narrowed to what the kernel takes.
-fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) -> GroConfig {
-    GroConfig {
-        tcp: config.tcp,
-        udp: config.udp && offloads.udp_segments > 1,
-        udp_exclude_ports: config.udp_exclude_ports.clone(),
-        udp_zero_checksum: config.udp_zero_checksum,
-        max_udp_segments: offloads.udp_segments as u16,
-        udp_short_last: offloads.udp_short_last,
-        hash_secret,
-    }
-}
-
-fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
-    let Tunnel { kind, vni, local, port, mtu, remotes, .. } = tunnel;
-    let what = match kind {
-        TunnelKind::WireGuard if local.is_unspecified() => format!("on every address, port {port}, MTU {mtu}"),
-        TunnelKind::WireGuard => format!("on {local} port {port}, MTU {mtu}"),
-        TunnelKind::Vxlan | TunnelKind::VxlanGpe => {
-            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {} remotes", remotes.len())
-        }
-    };
-    let offloads = device.offloads();
-    let read = if offloads.read_udp { "read" } else { "none read" };
-    format!("{} {what}, UDP superframes: {} segments written, {read}", kind.as_str(), offloads.write.udp_segments)
-}
-
-/// A socket per tunnel address and port and worker, by worker.
-fn open_endpoints(
-    config: &Config,
-    links: &[Link],
-    table: &ForwardingTable,
-    workers: usize,
-) -> Result<Vec<Vec<Endpoint>>, RunError> {
-    let mut by_worker: Vec<Vec<Endpoint>> = (0..workers).map(|_| Vec::new()).collect();
-    let mut seen: Vec<SocketAddr> = Vec::new();
-    for tunnel in in_the_clear(table) {
-        let address = SocketAddr::new(tunnel.local, tunnel.port);
-        if seen.contains(&address) {
-            continue;
-        }
-        seen.push(address);
-        let shares = |other: &&Tunnel| SocketAddr::new(other.local, other.port) == address;
-        let udp6_zero_checksum_rx = table.tunnels().iter().filter(shares).any(|other| other.udp6_zero_checksum_rx);
-        let options = ReceiveOptions { udp6_zero_checksum_rx, ..ReceiveOptions::at(address) };
-        let sockets = ReceiveSocket::bind_group(&options, workers)?;
-        let verify = verify_policy(config, links, tunnel.local);
-        for (owner, socket) in by_worker.iter_mut().zip(sockets) {
-            let local = address_bytes(tunnel.local);
-            owner.push(Endpoint { socket, local, port: tunnel.port, verify });
-        }
-    }
-    Ok(by_worker)
-}
-
-/// The tunnels whose packets are not sealed.
-fn in_the_clear(table: &ForwardingTable) -> impl Iterator<Item = &Tunnel> {
-    table.tunnels().iter().filter(|tunnel| tunnel.kind != TunnelKind::WireGuard)
-}
-
-/// The addresses of all underlays.
-fn underlay_addresses(config: &Config, links: &[Link]) -> Vec<IpAddr> {
-    let is_underlay = |link: &&Link| config.underlays.iter().any(|underlay| underlay.interface == link.name);
-    links.iter().filter(is_underlay).flat_map(|link| link.addresses.iter().copied()).collect()
-}
-
-/// A way to tell each worker something.
-fn order_channels(workers: usize) -> Result<(Vec<Orders>, Vec<OrderInbox>), RunError> {
-    let channels: io::Result<Vec<_>> = (0..workers).map(|_| order::channel()).collect();
-    Ok(channels.map_err(system("eventfd"))?.into_iter().unzip())
-}
-
-/// The WireGuard interfaces, and what each worker has of them.
-fn serve(
-    config: &Config,
-    links: &[Link],
-    ports: Vec<Bound>,
-    steering: &Arc<Steering>,
-    workers: usize,
-) -> Result<(Vec<Vec<Share>>, Vec<Arc<Interface>>), RunError> {
-    let mut shares: Vec<Vec<Share>> = (0..workers).map(|_| Vec::new()).collect();
-    let mut interfaces = Vec::new();
-    for bound in ports {
-        let verify = verify_policy(config, links, bound.local());
-        interfaces.push(Arc::new(bound.serve(steering, &mut shares, verify)?));
-    }
-    Ok((shares, interfaces))
-}
-
-/// The policy of the underlay that has this address, of the first one for every address; an address of another interface
-/// gets the default.
-fn verify_policy(config: &Config, links: &[Link], local: IpAddr) -> VerifyPolicy {
-    let has_address = |interface: &str| {
-        local.is_unspecified() || links.iter().any(|link| link.name == interface && link.addresses.contains(&local))
-    };
-    let underlay = config.underlays.iter().find(|underlay| has_address(&underlay.interface));
-    underlay.map(underlay::verify_policy).unwrap_or_default()
-}
-
-/// A pool of send sockets per local address; WireGuard sends from its own port.
-fn open_pools(table: &ForwardingTable) -> Result<Vec<Arc<SendPool>>, RunError> {
-    let mut locals: Vec<IpAddr> = in_the_clear(table).map(|tunnel| tunnel.local).collect();
-    locals.sort_unstable();
-    locals.dedup();
-    Ok(locals.into_iter().map(|local| SendPool::open(local, SOURCE_PORTS).map(Arc::new)).collect::<Result<_, _>>()?)
 }

@@ -116,6 +116,25 @@ fn a_right_configuration_is_summed_up() {
     );
 }
 
+#[test]
+fn a_wireguard_tunnel_is_summed_up_without_its_secret() {
+    let key = ConfigFile::new("wireguard-key", "WAmgVYXkbT2bCtdcDwolI88/iVi/aV3/PHcUBTQSYmo=\n");
+    std::fs::set_permissions(&key.0, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("ours");
+    let text = format!(
+        "[metrics]\nlisten = \"127.0.0.1:0\"\n[[underlay]]\ninterface = \"lo\"\nxdp = \"off\"\n[[tunnel]]\nname = \"nfcli8\"\n\
+         kind = \"wireguard\"\nprivate_key_file = \"{}\"\nmtu = 1420\n[[tunnel.peer]]\n\
+         public_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n",
+        key.path()
+    );
+    let file = ConfigFile::new("wireguard", &text);
+    let output = netfwd(&["check", "--config", file.path()]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let line = "tunnel nfcli8: wireguard, any address any port, public key ";
+    assert!(said.contains(line) && said.contains("=, 1 peer, TUN with MTU 1420\n"), "{said}");
+    assert!(!said.contains("WAmgVYXk"), "{said}");
+}
+
 /// Root, or a loud end; `NETFWD_SKIP_ROOT_TESTS=1` makes it a loud skip.
 fn root_or_skip(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();

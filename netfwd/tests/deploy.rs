@@ -1,6 +1,9 @@
 //! What `deploy/` offers is true: the examples are valid, and alerts and dashboard name metrics that exist.
 
 use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,7 +17,7 @@ fn deploy(file: &str) -> PathBuf {
 }
 
 fn text(file: &str) -> String {
-    std::fs::read_to_string(deploy(file)).expect("a file of the repository")
+    fs::read_to_string(deploy(file)).expect("a file of the repository")
 }
 
 /// Everything in `text` that looks like one of our metrics.
@@ -35,12 +38,32 @@ fn exported() -> BTreeSet<String> {
 
 #[test]
 fn the_examples_are_valid() {
-    for entry in std::fs::read_dir(deploy("examples")).expect("a directory of the repository") {
+    let directory = std::env::temp_dir().join(format!("netfwd-deploy-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("the temporary directory is writable");
+    // The keys that the examples name beside them.
+    for (name, text) in
+        [("wg0.key", "WAmgVYXkbT2bCtdcDwolI88/iVi/aV3/PHcUBTQSYmo="), ("wg0-branch.psk", &"A".repeat(43))]
+    {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(directory.join(name))
+            .expect("new");
+        file.write_all(format!("{text:=<44}\n").as_bytes()).expect("written");
+    }
+    let mut kinds = BTreeSet::new();
+    for entry in fs::read_dir(deploy("examples")).expect("a directory of the repository") {
         let file = entry.expect("readable").path();
-        if let Err(errors) = Config::load(&file) {
-            panic!("{errors}");
+        let text = fs::read_to_string(&file).expect("a text");
+        match Config::parse(&text, &directory.join(file.file_name().expect("a name"))) {
+            Ok(config) => kinds.extend(config.tunnels.iter().map(|tunnel| tunnel.kind().as_str())),
+            Err(errors) => panic!("{errors}"),
         }
     }
+    fs::remove_dir_all(&directory).expect("ours");
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["vxlan", "vxlan-gpe", "wireguard"], "an example for each kind");
 }
 
 #[test]

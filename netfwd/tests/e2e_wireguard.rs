@@ -2,19 +2,9 @@
 
 mod e2e;
 
-use e2e::wireguard::{HANDSHAKE, OTHERS, start};
+use e2e::wireguard::{HANDSHAKE, OTHERS, everything_arrives, start};
 use e2e::{NETFWD, Rig};
 use xtask::lab::{Family, Options, Program, Side, Tunnel};
-
-/// Both families inside, both ways, through a tunnel in which that side has to begin.
-fn everything_arrives(tunnel: Tunnel, initiator: Side) {
-    let Some(rig) = start(tunnel.initiator(initiator)) else { return };
-    assert!(rig.answers(initiator, HANDSHAKE), "no session within {HANDSHAKE:?}");
-    rig.everything_arrives();
-    rig.assert_no_drops();
-    assert!(rig.state().peer().expect("one peer").latest_handshake > 0);
-    rig.stop();
-}
 
 #[test]
 fn others_begin_over_ipv4() {

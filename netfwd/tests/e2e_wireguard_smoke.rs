@@ -17,16 +17,18 @@ use xtask::machine::wait_until;
 /// The daemon under test.
 const NETFWD: &str = env!("CARGO_BIN_EXE_netfwd");
 const METRICS: &str = "127.0.0.1:9477";
+const PORT: u16 = 51820;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Two private keys: 32 bytes of 0x11 and of 0x22.
 const KEYS: [&str; 2] =
     ["ERERERERERERERERERERERERERERERERERERERERERE=", "IiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiIiI="];
-const TUNNEL: &str = "wgsmoke";
 
 /// Two hosts with a wire, and a daemon on each. Daemons go before their namespaces.
 struct Pair {
     daemons: [Process; 2],
     hosts: [Namespace; 2],
+    /// Devices: control sockets know no network namespaces, so no two on this machine may have one name.
+    devices: [String; 2],
     directory: PathBuf,
 }
 
@@ -40,8 +42,12 @@ impl Pair {
         fs::create_dir_all(&directory).expect("a directory");
         let hosts = [0, 1].map(|host| Namespace::create(&format!("{stem}-{host}")).expect("a namespace"));
         connect(&hosts);
-        let daemons = [0, 1].map(|host| start_daemon(&hosts[host], host, &directory, xdp));
-        let pair = Self { daemons, hosts, directory };
+        let devices = [0, 1].map(|host| format!("{name}{:x}{host}", std::process::id()));
+        let daemons = [0, 1].map(|host| {
+            let configuration = configuration(host, &devices[host], &directory, xdp);
+            start_daemon(&hosts[host], host, &directory, &configuration)
+        });
+        let pair = Self { daemons, hosts, devices, directory };
         for host in 0..2 {
             let ready = wait_until_ready(|| pair.get(host, "/healthz").is_some());
             assert!(ready, "netfwd {host}:\n{}", pair.daemons[host].output());
@@ -55,6 +61,11 @@ impl Pair {
 
     fn metrics(&self, host: usize) -> Metrics {
         Metrics::parse(&self.get(host, "/metrics").expect("a scrape"))
+    }
+
+    /// Packets that came through AF_XDP.
+    fn redirected(&self, host: usize) -> f64 {
+        self.metrics(host).metric("netfwd_xdp_packets_total", &[("action", "redirect")])
     }
 
     /// Sends that much by TCP and asserts that it came as it was sent.
@@ -129,25 +140,25 @@ fn connect(hosts: &[Namespace; 2]) {
     }
 }
 
-fn start_daemon(namespace: &Namespace, host: usize, directory: &Path, xdp: &str) -> Process {
-    let key = directory.join(format!("{host}.key"));
-    fs::write(&key, KEYS[host]).expect("a key file");
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("its mode");
+fn start_daemon(namespace: &Namespace, host: usize, directory: &Path, configuration: &str) -> Process {
     let file = directory.join(format!("{host}.toml"));
-    fs::write(&file, configuration(host, &key, xdp)).expect("a configuration");
+    fs::write(&file, configuration).expect("a configuration");
     let mut command = namespace.command(NETFWD);
     command.arg("run").arg("--config").arg(&file);
     namespace.spawn(&mut command, &directory.join(format!("{host}.log"))).expect("a daemon")
 }
 
-fn configuration(host: usize, key: &Path, xdp: &str) -> String {
+fn configuration(host: usize, device: &str, directory: &Path, xdp: &str) -> String {
+    let key = directory.join(format!("{host}.key"));
+    fs::write(&key, KEYS[host]).expect("a key file");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("its mode");
     let peer = PrivateKey::from_base64(KEYS[1 - host]).expect("a key").public_key();
     let (own, other, other_outside) = (inside(host), inside(1 - host), outside(1 - host));
     format!(
         "[metrics]\nlisten = \"{METRICS}\"\n[[underlay]]\ninterface = \"under0\"\nxdp = \"{xdp}\"\n\
-         [[tunnel]]\nname = \"{TUNNEL}\"\nkind = \"wireguard\"\nprivate_key_file = \"{}\"\nport = 51820\n\
+         [[tunnel]]\nname = \"{device}\"\nkind = \"wireguard\"\nprivate_key_file = \"{}\"\nport = {PORT}\n\
          addresses = [\"{own}/24\"]\n\
-         [[tunnel.peer]]\npublic_key = \"{peer}\"\nendpoint = \"{other_outside}:51820\"\nallowed_ips = [\"{other}/32\"]\n",
+         [[tunnel.peer]]\npublic_key = \"{peer}\"\nendpoint = \"{other_outside}:{PORT}\"\nallowed_ips = [\"{other}/32\"]\n",
         key.display(),
     )
 }
@@ -164,13 +175,13 @@ fn http_get(path: &str) -> std::io::Result<String> {
 
 #[test]
 fn two_daemons_carry_everything_whole_through_af_xdp() {
-    let Some(pair) = Pair::start("xdp", "native") else { return };
+    let Some(pair) = Pair::start("wgx", "native") else { return };
     pair.everything();
     for host in 0..2 {
         let metrics = pair.metrics(host);
-        let redirected = metrics.metric("netfwd_xdp_packets_total", &[("action", "redirect")]);
+        let redirected = pair.redirected(host);
         assert!(redirected >= 20_000_000.0 / 1400.0, "{redirected} packets came through AF_XDP");
-        let label = [("tunnel", TUNNEL)];
+        let label = [("tunnel", pair.devices[host].as_str())];
         assert!(metrics.metric("netfwd_receive_bytes_total", &label) >= 20_000_000.0);
         assert!(metrics.metric("netfwd_transmit_bytes_total", &label) >= 20_000_000.0);
     }
@@ -178,6 +189,28 @@ fn two_daemons_carry_everything_whole_through_af_xdp() {
 
 #[test]
 fn two_daemons_carry_everything_whole_through_kernel_sockets() {
-    let Some(pair) = Pair::start("sock", "off") else { return };
+    let Some(pair) = Pair::start("wgk", "off") else { return };
     pair.everything();
+}
+
+#[test]
+fn a_port_changes_under_traffic_and_xdp_follows() {
+    let Some(pair) = Pair::start("wgp", "native") else { return };
+    pair.tcp(0, 5_000_000);
+    std::thread::scope(|scope| {
+        scope.spawn(|| pair.tcp(0, 20_000_000));
+        for port in [PORT + 1, PORT + 2, PORT, PORT + 3] {
+            std::thread::sleep(Duration::from_millis(100));
+            pair.hosts[0].exec(&format!("wg set {} listen-port {port}", pair.devices[0])).expect("another port");
+        }
+    });
+    let shown = pair.hosts[0].exec(&format!("wg show {} listen-port", pair.devices[0])).expect("a port");
+    assert_eq!(shown.trim(), (PORT + 3).to_string());
+    let before = pair.redirected(0);
+    pair.tcp(1, 5_000_000);
+    let redirected = pair.redirected(0) - before;
+    assert!(redirected >= 5_000_000.0 / 1400.0, "{redirected} packets for the new port came through AF_XDP");
+    // Nobody has the ports of before any more.
+    let free = pair.hosts[0].run(|| std::net::UdpSocket::bind(("0.0.0.0", PORT)).is_ok());
+    assert!(free.expect("a namespace"), "the first port is still taken");
 }

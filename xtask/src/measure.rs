@@ -108,7 +108,7 @@ impl Gateway<'_> {
     fn process(&self) -> Option<u32> {
         match self {
             Self::Netfwd(netfwd) => Some(netfwd.id()),
-            Self::WireGuard(device) => Some(device.id()),
+            Self::WireGuard(device) => device.id(),
             Self::Kernel(_) => None,
         }
     }

@@ -123,7 +123,8 @@ fn announce(lab: &Lab, gateway: &Gateway<'_>) {
         }
         Gateway::Kernel(_) => println!("\nthe kernel's own VXLAN device in the namespace {name}:"),
         Gateway::WireGuard(device) => {
-            println!("\n{}, process {}, in the namespace {name}:", device.program().name(), device.id());
+            let process = device.id().map(|id| format!(", process {id},")).unwrap_or_default();
+            println!("\n{}{process} in the namespace {name}:", device.program().name());
         }
     }
     println!("{:>13} {:>13}  packets merged   packets cut  drops", "peer → server", "server → peer");

@@ -31,15 +31,17 @@ impl Origin {
         transmute!([self.port, 0])
     }
 
-    /// [`TunnelKey::roaming`] for what begins like a WireGuard message.
     #[inline(always)]
-    fn tunnel_key(&self, header: &tunnel::Header) -> TunnelKey {
-        let [a, b, c, d] = self.local;
-        let ([e, f, g, h], vni) = match header.message_type() {
-            Some(_) => ([0; 4], 0),
-            None => (self.remote, header.vni()),
-        };
+    fn tunnel_key(&self, vni: u32) -> TunnelKey {
+        let ([a, b, c, d], [e, f, g, h]) = (self.local, self.remote);
         transmute!([a, b, c, d, e, f, g, h, vni, self.port_word()])
+    }
+
+    /// [`TunnelKey::roaming`].
+    #[inline(always)]
+    fn roaming_key(&self) -> TunnelKey {
+        let [a, b, c, d] = self.local;
+        transmute!([a, b, c, d, 0, 0, 0, 0, 0, self.port_word()])
     }
 
     #[inline(always)]
@@ -74,7 +76,12 @@ pub(super) fn find(
         Some(header) if outer.udp_length >= udp::HEADER_LEN + vxlan::HEADER_LEN => tunnel::Header(header),
         _ => return Err(no_tunnel_header(packet, lookup, outer, offset, origin)),
     };
-    match lookup.tunnel(&origin.tunnel_key(&header)) {
+    // Written out twice rather than with a chosen key: choosing costs more than the rest of the lookup.
+    let entry = match header.message_type() {
+        None => lookup.tunnel(origin.tunnel_key(header.vni())),
+        Some(_) => lookup.tunnel(origin.roaming_key()),
+    };
+    match entry {
         Some(entry) => Ok(Match { header, entry }),
         None => Err(no_match(lookup, origin, &header)),
     }

@@ -26,20 +26,19 @@ pub(super) struct Inner<C> {
     /// Sum of the inner headers in front of `body`.
     pub headers: Sum,
     pub l4: L4,
-    /// The inner IPv4 header's checksum is right, or there is none.
-    pub header_intact: bool,
+    /// The inner IPv4 header, or something valid where there is no checksum.
+    pub header: Sum,
     /// Pseudo-header of the segment.
     pub pseudo: Sum,
-    /// The segment's checksum field in memory order.
-    pub checksum: u16,
     pub flow_hash: u16,
 }
 
 /// What is known of the checksum of the segment before it is summed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum L4 {
-    /// TCP or UDP with a checksum.
-    Checked,
+    Tcp,
+    /// UDP with a checksum.
+    Udp,
     /// UDP without one, over IPv4.
     Absent,
     /// Not taken apart.
@@ -48,33 +47,39 @@ pub(super) enum L4 {
     Sealed,
 }
 
-impl<C> Inner<C> {
+impl<C: Cursor> Inner<C> {
     /// A packet that is delivered unverified.
     #[inline(always)]
     fn opaque(body: C, len: usize) -> Self {
-        Self::whole(L4::Opaque, body, len)
+        // A new start for the verifier and the compiler both: what leads here shares nothing with the usual way.
+        Self::whole(L4::Opaque, body.skip(0), len)
     }
 
     /// The rest of a WireGuard message, whose session takes the place of a flow.
     #[inline(always)]
     fn sealed(body: C, len: usize, message: MessageType, header: &Header) -> Self {
         let flow_hash = if message == MessageType::Data { fold_hash(mix(0, header.receiver())) } else { 0 };
-        Self { flow_hash, ..Self::whole(L4::Sealed, body, len) }
+        Self { flow_hash, ..Self::whole(L4::Sealed, body.skip(0), len) }
+    }
+
+    /// The segment's checksum field in memory order: read again where it is needed, which is not for a packet that is right.
+    #[inline(always)]
+    pub fn checksum(&self) -> u16 {
+        let offset = if self.l4 == L4::Tcp { tcp::CHECKSUM_OFFSET } else { udp::CHECKSUM_OFFSET };
+        self.body.load_u16(usize::from(offset)).unwrap_or_default().to_be()
     }
 
     #[inline(always)]
     fn whole(l4: L4, body: C, len: usize) -> Self {
-        Self {
-            body,
-            len,
-            trailer: 0,
-            headers: Sum::ZERO,
-            l4,
-            header_intact: true,
-            pseudo: Sum::ZERO,
-            checksum: 0,
-            flow_hash: 0,
-        }
+        Self { body, len, trailer: 0, headers: Sum::ZERO, l4, header: Sum::VALID, pseudo: Sum::ZERO, flow_hash: 0 }
+    }
+}
+
+impl L4 {
+    /// Whether the segment has a checksum that can be verified.
+    #[inline(always)]
+    pub fn is_checked(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp)
     }
 }
 
@@ -100,13 +105,11 @@ pub(super) fn parse<C: Cursor>(packet: C, content: Content, len: usize, header: 
     let Some(available) = len.checked_sub(link.len) else { return Err(BAD) };
     let ip = packet.skip(link.len);
     let network = match content {
-        Content::Ipv6 => parse_ipv6(ip, available)?,
+        Content::Ipv6 => Some(parse_ipv6(ip, available)?),
         _ => parse_ipv4(ip, available)?,
     };
+    let Some(network) = network else { return Ok(Inner::opaque(packet, len)) };
     let trailer = available - network.header_len - network.payload_len;
-    if !network.plain {
-        return Ok(Inner::opaque(packet, len));
-    }
     let body = ip.skip(network.header_len);
     let transport = parse_l4(body, &network)?;
     if transport.l4 == L4::Opaque {
@@ -118,10 +121,9 @@ pub(super) fn parse<C: Cursor>(packet: C, content: Content, len: usize, header: 
         trailer,
         headers: network.sum + link.sum,
         l4: transport.l4,
-        header_intact: network.intact,
+        header: network.header,
         pseudo: network.pseudo,
-        checksum: transport.checksum,
-        flow_hash: fold_hash(mix(network.hash, transport.ports)),
+        flow_hash: fold_hash(transport.hash),
     })
 }
 
@@ -130,41 +132,43 @@ struct Network {
     header_len: usize,
     payload_len: usize,
     protocol: u8,
-    /// Neither fragment nor options nor extension headers.
-    plain: bool,
     is_ipv6: bool,
     sum: Sum,
     pseudo: Sum,
-    intact: bool,
+    /// [`Inner::header`].
+    header: Sum,
     hash: u64,
 }
 
+/// None: a fragment, or options.
 #[inline(always)]
-fn parse_ipv4(packet: impl Cursor, available: usize) -> Result<Network, Refusal> {
+fn parse_ipv4(packet: impl Cursor, available: usize) -> Result<Option<Network>, Refusal> {
     if available < ipv4::HEADER_LEN {
         return Err(BAD);
     }
     let words: [u32; 5] = packet.load_words(0).ok_or(BAD)?;
     let ip: ipv4::Header = transmute!(words);
     let addresses = [words[3], words[4]];
-    let header_len = ip.header_len();
     let total = usize::from(ip.total_length.get());
-    if ip.version() != 4 || header_len < ipv4::HEADER_LEN || total < header_len || total > available {
+    if total > available || total < ipv4::HEADER_LEN {
         return Err(BAD);
     }
-    let payload_len = total - header_len;
+    if ip.version_ihl != ipv4::PLAIN || ip.is_fragment() {
+        let valid = ip.version() == 4 && (ipv4::HEADER_LEN..=total).contains(&ip.header_len());
+        return if valid { Ok(None) } else { Err(BAD) };
+    }
+    let payload_len = total - ipv4::HEADER_LEN;
     let sum = Sum::ZERO.add_words(words);
-    Ok(Network {
-        header_len,
+    Ok(Some(Network {
+        header_len: ipv4::HEADER_LEN,
         payload_len,
         protocol: ip.protocol,
-        plain: header_len == ipv4::HEADER_LEN && !ip.is_fragment(),
         is_ipv6: false,
         sum,
         pseudo: pseudo(addresses, ip.protocol, payload_len as u16),
-        intact: sum.is_valid(),
+        header: sum,
         hash: addresses.into_iter().fold(u64::from(ip.protocol), mix),
-    })
+    }))
 }
 
 #[inline(always)]
@@ -182,13 +186,12 @@ fn parse_ipv6(packet: impl Cursor, available: usize) -> Result<Network, Refusal>
     Ok(Network {
         header_len: ipv6::HEADER_LEN,
         payload_len,
-        protocol: ip.next_header,
         // An extension header is neither TCP nor UDP, which ends it in `parse_l4`.
-        plain: true,
+        protocol: ip.next_header,
         is_ipv6: true,
         sum: Sum::ZERO.add_words(words),
         pseudo: pseudo(addresses, ip.next_header, payload_len as u16),
-        intact: true,
+        header: Sum::VALID,
         hash: addresses.into_iter().fold(u64::from(ip.next_header), mix),
     })
 }
@@ -196,14 +199,12 @@ fn parse_ipv6(packet: impl Cursor, available: usize) -> Result<Network, Refusal>
 /// A TCP or UDP header.
 struct Transport {
     l4: L4,
-    /// In memory order.
-    checksum: u16,
-    /// Both ports, in memory order.
-    ports: u32,
+    /// Of the flow.
+    hash: u64,
 }
 
 impl Transport {
-    const OPAQUE: Self = Self { l4: L4::Opaque, checksum: 0, ports: 0 };
+    const OPAQUE: Self = Self { l4: L4::Opaque, hash: 0 };
 }
 
 #[inline(always)]
@@ -225,7 +226,7 @@ fn parse_tcp(packet: impl Cursor, network: &Network) -> Result<Transport, Refusa
     if header.header_len() < tcp::HEADER_LEN || header.header_len() > network.payload_len {
         return Err(BAD);
     }
-    Ok(Transport { l4: L4::Checked, checksum: transmute!(header.checksum), ports: words[0] })
+    Ok(Transport { l4: L4::Tcp, hash: mix(network.hash, words[0]) })
 }
 
 #[inline(always)]
@@ -245,8 +246,8 @@ fn parse_udp(packet: impl Cursor, network: &Network) -> Result<Transport, Refusa
     if length != network.payload_len || (checksum == 0 && network.is_ipv6) {
         return Ok(Transport::OPAQUE);
     }
-    let l4 = if checksum == 0 { L4::Absent } else { L4::Checked };
-    Ok(Transport { l4, checksum, ports: words[0] })
+    let l4 = if checksum == 0 { L4::Absent } else { L4::Udp };
+    Ok(Transport { l4, hash: mix(network.hash, words[0]) })
 }
 
 /// One step of a multiplicative hash: two instructions in BPF, and enough to spread flows over sockets and source ports.

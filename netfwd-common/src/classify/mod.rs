@@ -32,7 +32,9 @@ use tunnel::Content;
 /// The forwarding state that classification asks: BPF maps there, hash maps here.
 pub trait Lookup {
     /// The tunnel and remote that a datagram belongs to.
-    fn tunnel(&self, key: &TunnelKey) -> Option<TunnelEntry>;
+    ///
+    /// The key comes by value: only a map that has to be asked needs it in memory.
+    fn tunnel(&self, key: TunnelKey) -> Option<TunnelEntry>;
 
     /// Whether we listen on an address and port at all. Asked only after [`Self::tunnel`] found nothing.
     fn endpoint(&self, key: &EndpointKey) -> Option<EndpointEntry>;

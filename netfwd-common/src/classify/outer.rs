@@ -28,8 +28,8 @@ pub(super) struct Outer {
     pub sum: Sum,
     /// Pseudo-header alone.
     pub pseudo: Sum,
-    /// The IPv4 header's checksum is right, or there is none.
-    pub header_intact: bool,
+    /// The IPv4 header, or something valid where there is no checksum.
+    pub header: Sum,
 }
 
 /// `abi::map_ipv4` over a word.
@@ -85,17 +85,8 @@ pub(super) fn parse(frame: impl Cursor, lookup: &impl Lookup) -> Result<(Outer, 
 fn parse_ipv4(packet: impl Cursor, offset: usize, lookup: &impl Lookup) -> Result<(Outer, Match), Refusal> {
     let words: [u32; 5] = packet.load_words(0).ok_or(Refusal::Pass(PassReason::TooShort))?;
     let ip: ipv4::Header = transmute!(words);
-    if ip.version() != 4 || ip.header_len() < ipv4::HEADER_LEN {
-        return Err(Refusal::Pass(PassReason::NotIp));
-    }
-    if ip.protocol != IPPROTO_UDP {
-        return Err(Refusal::Pass(PassReason::NotUdp));
-    }
-    if ip.is_fragment() {
-        return Err(Refusal::Pass(PassReason::Fragment));
-    }
-    if ip.header_len() != ipv4::HEADER_LEN {
-        return Err(Refusal::Pass(PassReason::IpOptions));
+    if ip.version_ihl != ipv4::PLAIN || ip.protocol != IPPROTO_UDP || ip.is_fragment() {
+        return Err(Refusal::Pass(not_plain_udp(&ip)));
     }
     let (udp, udp_sum) = load_udp(packet, ipv4::HEADER_LEN)?;
     let pseudo = pseudo([words[3], words[4]], IPPROTO_UDP, udp.length.get());
@@ -109,10 +100,25 @@ fn parse_ipv4(packet: impl Cursor, offset: usize, lookup: &impl Lookup) -> Resul
         udp_checksum: transmute!(udp.checksum),
         sum: pseudo + udp_sum,
         pseudo,
-        header_intact: Sum::ZERO.add_words(words).is_valid(),
+        header: Sum::ZERO.add_words(words),
     };
     let found = find(packet, ipv4::HEADER_LEN, &outer, &origin, lookup)?;
     Ok((outer, found))
+}
+
+/// What keeps an IPv4 packet from being a datagram that can be read here.
+#[cold]
+#[inline(always)]
+fn not_plain_udp(ip: &ipv4::Header) -> PassReason {
+    if ip.version() != 4 || ip.header_len() < ipv4::HEADER_LEN {
+        PassReason::NotIp
+    } else if ip.protocol != IPPROTO_UDP {
+        PassReason::NotUdp
+    } else if ip.is_fragment() {
+        PassReason::Fragment
+    } else {
+        PassReason::IpOptions
+    }
 }
 
 #[inline(always)]
@@ -145,7 +151,7 @@ fn parse_ipv6(packet: impl Cursor, offset: usize, lookup: &impl Lookup) -> Resul
         udp_checksum: transmute!(udp.checksum),
         sum: pseudo + udp_sum,
         pseudo,
-        header_intact: true,
+        header: Sum::VALID,
     };
     let found = find(packet, ipv6::HEADER_LEN, &outer, &origin, lookup)?;
     Ok((outer, found))
@@ -168,7 +174,7 @@ pub(super) fn pseudo<const N: usize>(addresses: [u32; N], protocol: u8, length: 
 /// "A zero checksum over IPv6 is dropped unless the port is configured for it" (RFC 6935 §5); over IPv4 it means absent.
 #[inline(always)]
 pub(super) fn check_zero_checksum(outer: &Outer, flags: u8) -> Result<(), Refusal> {
-    if outer.is_ipv6 && outer.udp_checksum == 0 && flags & FLAG_UDP6_ZERO_CSUM_RX == 0 {
+    if outer.udp_checksum == 0 && outer.is_ipv6 && flags & FLAG_UDP6_ZERO_CSUM_RX == 0 {
         return Err(Refusal::Drop(DropReason::OuterUdpZeroChecksum));
     }
     Ok(())

@@ -39,69 +39,70 @@ impl Finding {
 /// Verifies every checksum that the packet has.
 #[inline(always)]
 pub(super) fn verify(outer: &Outer, header: &Header, inner: &Inner<impl Cursor>, policy: &Policy) -> Finding {
-    if !outer.header_intact {
-        return Finding::bad(DropReason::OuterIpChecksum);
-    }
-    let body = if outer.udp_checksum != 0 || inner.l4 == L4::Checked {
+    let body = if outer.udp_checksum != 0 || inner.l4.is_checked() {
         // Lengths have been checked: the cursor only declines what is too long for it.
-        let Some(body) = inner.body.sum(inner.len) else { return Finding::UNVERIFIED };
+        let Some(body) = inner.body.sum(inner.len) else { return unsummed(outer) };
         body
     } else {
         Sum::ZERO
     };
-    let complete = (inner.pseudo + body).is_valid();
-    let inner_partial = inner.l4 == L4::Checked && !complete && is_bare_pseudo(inner.checksum, inner.pseudo);
-    let outer_partial = match outer_state(outer, header, inner, body, inner_partial) {
-        OuterState::Intact => false,
-        OuterState::Partial => true,
-        OuterState::Wrong => return Finding::bad(DropReason::OuterUdpChecksum),
-    };
-    if !inner.header_intact {
-        return Finding::bad(DropReason::InnerIpChecksum);
-    }
-    if (inner_partial || outer_partial) && policy.accept_partial == 0 {
-        return Finding::bad(DropReason::PartialChecksum);
-    }
-    match inner.l4 {
+    let around = outer.sum + header.sum() + inner.headers + trailer(inner);
+    let all_right = outer.header.is_valid()
+        && inner.header.is_valid()
+        && (outer.udp_checksum == 0 || (around + body).is_valid())
+        && (!inner.l4.is_checked() || (inner.pseudo + body).is_valid());
+    if all_right { verdict(inner.l4, outer) } else { fault(outer, inner, body, around, policy) }
+}
+
+/// A packet too long to be summed here.
+#[cold]
+#[inline(always)]
+fn unsummed(outer: &Outer) -> Finding {
+    if outer.header.is_valid() { Finding::UNVERIFIED } else { Finding::bad(DropReason::OuterIpChecksum) }
+}
+
+/// What is known of a packet in which nothing is wrong.
+#[inline(always)]
+fn verdict(l4: L4, outer: &Outer) -> Finding {
+    match l4 {
+        L4::Tcp | L4::Udp => Finding::good(ChecksumVerdict::Verified),
+        L4::Absent => Finding::good(ChecksumVerdict::Absent),
         L4::Opaque => Finding::UNVERIFIED,
-        L4::Sealed if outer_partial => Finding::good(ChecksumVerdict::Partial),
         L4::Sealed if outer.udp_checksum == 0 => Finding::good(ChecksumVerdict::Absent),
         L4::Sealed => Finding::good(ChecksumVerdict::Verified),
-        L4::Absent => Finding::good(ChecksumVerdict::Absent),
-        L4::Checked if inner_partial => Finding::good(ChecksumVerdict::Partial),
-        L4::Checked if complete => Finding::good(ChecksumVerdict::Verified),
-        L4::Checked => Finding::bad(DropReason::InnerL4Checksum),
     }
 }
 
-enum OuterState {
-    Intact,
-    Partial,
-    Wrong,
-}
-
+/// What is wrong with a packet, or unfinished.
+#[cold]
 #[inline(always)]
-fn outer_state(
-    outer: &Outer,
-    header: &Header,
-    inner: &Inner<impl Cursor>,
-    body: Sum,
-    inner_partial: bool,
-) -> OuterState {
-    if outer.udp_checksum == 0 {
-        return OuterState::Intact;
+fn fault(outer: &Outer, inner: &Inner<impl Cursor>, body: Sum, around: Sum, policy: &Policy) -> Finding {
+    if !outer.header.is_valid() {
+        return Finding::bad(DropReason::OuterIpChecksum);
     }
-    let around = outer.sum + header.sum() + inner.headers + trailer(inner);
+    let complete = (inner.pseudo + body).is_valid();
+    let inner_partial = inner.l4.is_checked() && !complete && is_bare_pseudo(inner.checksum(), inner.pseudo);
     // Local checksum offload (`lco_csum`): the outer checksum may have been computed for the finished inner one, with
     // which segment and pseudo-header add up to nothing.
     let finished = Sum::ZERO.subtract(inner.pseudo);
-    if (around + body).is_valid() || inner_partial && (around + finished).is_valid() {
-        OuterState::Intact
-    } else if is_bare_pseudo(outer.udp_checksum, outer.pseudo) {
-        OuterState::Partial
-    } else {
-        OuterState::Wrong
+    let outer_right =
+        outer.udp_checksum == 0 || (around + body).is_valid() || inner_partial && (around + finished).is_valid();
+    if !outer_right && !is_bare_pseudo(outer.udp_checksum, outer.pseudo) {
+        return Finding::bad(DropReason::OuterUdpChecksum);
     }
+    if !inner.header.is_valid() {
+        return Finding::bad(DropReason::InnerIpChecksum);
+    }
+    if (inner_partial || !outer_right) && policy.accept_partial == 0 {
+        return Finding::bad(DropReason::PartialChecksum);
+    }
+    if inner_partial || inner.l4 == L4::Sealed {
+        return Finding::good(ChecksumVerdict::Partial);
+    }
+    if inner.l4.is_checked() && !complete {
+        return Finding::bad(DropReason::InnerL4Checksum);
+    }
+    verdict(inner.l4, outer)
 }
 
 /// The sum of the bytes behind the segment, as they count when the segment has an odd length.

@@ -5,6 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Length of a header without options.
 pub const HEADER_LEN: usize = 20;
+/// The first byte of a header without options: version 4, five words.
+pub const PLAIN: u8 = 0x45;
 /// `fragment` bit: don't fragment.
 pub const DF: u16 = 0x4000;
 /// `fragment` bit: more fragments.

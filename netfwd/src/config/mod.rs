@@ -13,7 +13,7 @@
 //! environment variables or flags that change what the file says.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -193,6 +193,9 @@ pub struct Vxlan {
     pub dscp: u8,
 }
 
+/// MTU of a WireGuard device whose underlay is not known: room for IPv6 outside (`wg_setup`).
+pub const DEVICE_MTU: u16 = 1420;
+
 impl Tunnel {
     /// The kind, as packets and labels know it.
     pub fn kind(&self) -> TunnelKind {
@@ -270,6 +273,27 @@ impl fmt::Display for Lines<'_> {
 }
 
 impl Config {
+    /// One WireGuard device without key or peers, over kernel sockets: what its control socket is to configure.
+    pub fn of_device(name: String) -> Self {
+        let wireguard = WireGuard { private_key: None, fwmark: 0, peers: Vec::new() };
+        let tunnel = Tunnel {
+            name,
+            local: Ipv6Addr::UNSPECIFIED.into(),
+            port: 0,
+            addresses: Vec::new(),
+            mtu: None,
+            protocol: Protocol::WireGuard(wireguard),
+            lines: TunnelLines { name: 0, local: 0, port: 0, mtu: 0 },
+        };
+        let metrics = Metrics { listen: sections::DEFAULT_LISTEN, wireguard_peers: false, line: 0 };
+        Self { file: PathBuf::new(), metrics, underlays: Vec::new(), gro: Gro::default(), tunnels: vec![tunnel] }
+    }
+
+    /// Whether it holds keys, which must not end up in a core dump.
+    pub fn has_secrets(&self) -> bool {
+        self.tunnels.iter().any(|tunnel| tunnel.wireguard().is_some())
+    }
+
     /// Reads and validates a file.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
         let source = std::fs::read_to_string(file).map_err(|error| ConfigErrors::Read { file: file.into(), error })?;

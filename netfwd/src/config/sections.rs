@@ -12,7 +12,7 @@ use super::document::{Parsed, Section};
 use super::value::{boolean, integer16, interface_name, list, listen, one_of, port};
 use super::{Config, Gro, Metrics, Queues, Tunnel, Underlay, XdpMode, ZeroCopy, tunnel};
 
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477);
+pub(super) const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477);
 
 /// The whole document; `None` if a section had a fault that leaves nothing to return.
 pub(super) fn config(mut root: Section<'_, '_>, file: &Path) -> Option<Config> {

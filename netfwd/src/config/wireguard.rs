@@ -35,8 +35,8 @@ const MAX_KEY_FILE: u64 = 128;
 /// Keys of `wireguard`.
 #[derive(Clone, Debug)]
 pub struct WireGuard {
-    /// Out of `private_key_file`.
-    pub private_key: PrivateKey,
+    /// Out of `private_key_file`; `None` only for a device that its control socket configures.
+    pub private_key: Option<PrivateKey>,
     /// Mark of what is sent, 0 for none.
     pub fwmark: u32,
     /// `[[tunnel.peer]]`, none twice; no prefix at two of them.
@@ -87,7 +87,7 @@ impl WireGuard {
     /// a name have none in it.
     pub fn update(&self, port: u16) -> DeviceUpdate {
         DeviceUpdate {
-            private_key: Some(Some(self.private_key.clone())),
+            private_key: Some(self.private_key.clone()),
             listen_port: Some(port),
             fwmark: Some(self.fwmark),
             replace_peers: true,
@@ -130,7 +130,8 @@ impl Peer {
 
 /// The local address; all of them unless one is named.
 pub(super) fn local(section: &mut Section<'_, '_>) -> Option<IpAddr> {
-    if section.has("local") { section.optional("local", unicast) } else { Some(Ipv6Addr::UNSPECIFIED.into()) }
+    let named = section.optional("local", unicast);
+    if section.has("local") { named } else { Some(Ipv6Addr::UNSPECIFIED.into()) }
 }
 
 /// The keys of one tunnel. Key files lie where the configuration `file` does, unless they say otherwise.
@@ -143,7 +144,7 @@ pub(super) fn wireguard(section: &mut Section<'_, '_>, file: &Path) -> Option<Wi
     let fwmark = section.optional("fwmark", |value| integer(value, 0..=u32::MAX, " (32 bits)"));
     let own = private_key.as_ref().map(PrivateKey::public_key);
     let peers = peers(section, own, file);
-    Some(WireGuard { private_key: private_key?, fwmark: fwmark.unwrap_or(0), peers: peers? })
+    Some(WireGuard { private_key: Some(private_key?), fwmark: fwmark.unwrap_or(0), peers: peers? })
 }
 
 /// All peers, or `None` if one of them is not complete.

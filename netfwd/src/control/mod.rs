@@ -21,8 +21,10 @@ pub mod logging;
 pub mod metrics;
 pub mod preflight;
 pub mod running;
+pub mod secrets;
 mod signals;
 pub mod uapi;
+pub mod wireguard;
 
 use health::Health;
 use links::{Link, Netlink};
@@ -70,5 +72,10 @@ impl Control {
                 }
             }
         })
+    }
+
+    /// Ends the tasks without waiting for lookups of names, which may take long.
+    pub fn close(self) {
+        self.runtime.shutdown_background();
     }
 }

@@ -1,6 +1,6 @@
 //! What ends the daemon: a signal, or a part of it that cannot go on.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,18 +11,17 @@ use tokio::sync::Notify;
 pub enum Stop {
     /// SIGINT or SIGTERM: a good end.
     Signal(&'static str),
-    /// The one device was deleted, which is how `wg-quick` and `ip` end it: a good end too.
-    Deleted(String),
+    /// What it served is gone: a good end too.
+    Gone(String),
     /// Something failed.
     Failure(String),
 }
 
-impl fmt::Display for Stop {
+impl Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(name) => f.write_str(name),
-            Self::Deleted(device) => write!(f, "{device} was deleted"),
-            Self::Failure(reason) => f.write_str(reason),
+            Self::Gone(reason) | Self::Failure(reason) => f.write_str(reason),
         }
     }
 }
@@ -32,24 +31,29 @@ impl fmt::Display for Stop {
 pub struct StopNotice(Arc<(Mutex<Option<Stop>>, Notify)>);
 
 impl StopNotice {
-    /// Ends the daemon because of `reason`.
+    /// Ends the daemon because `reason` made it fail.
     pub fn fail(&self, reason: impl Into<String>) {
-        self.end(Stop::Failure(reason.into()));
+        self.give(Stop::Failure(reason.into()));
     }
 
-    /// Ends the daemon because its device is gone.
-    pub fn deleted(&self, device: impl Into<String>) {
-        self.end(Stop::Deleted(device.into()));
+    /// Ends the daemon well because of `reason`.
+    pub fn end(&self, reason: impl Into<String>) {
+        self.give(Stop::Gone(reason.into()));
     }
 
-    fn end(&self, stop: Stop) {
+    /// Ends the daemon because its device is gone, which is how `wg-quick` and `ip` end it.
+    pub fn deleted(&self, device: impl Display) {
+        self.end(format!("{device} was deleted"));
+    }
+
+    fn give(&self, stop: Stop) {
         let (first, notify) = &*self.0;
         first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(stop);
         // Leaves a permit, so a notice before anyone waits is not lost.
         notify.notify_one();
     }
 
-    async fn failed(&self) -> Stop {
+    async fn given(&self) -> Stop {
         let (first, notify) = &*self.0;
         loop {
             notify.notified().await;
@@ -78,7 +82,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Stop::Signal("SIGINT"),
             _ = self.terminate.recv() => Stop::Signal("SIGTERM"),
-            stop = notice.failed() => stop,
+            stop = notice.given() => stop,
         }
     }
 }
@@ -92,7 +96,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let notice = StopNotice::default();
         notice.fail("first");
-        notice.fail("second");
-        assert_eq!(runtime.block_on(notice.failed()), Stop::Failure("first".to_owned()));
+        notice.end("second");
+        assert_eq!(runtime.block_on(notice.given()), Stop::Failure("first".to_owned()));
     }
 }

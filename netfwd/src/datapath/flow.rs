@@ -84,9 +84,8 @@ impl AddressPair {
     /// Of an IPv4 header.
     #[inline]
     pub fn ipv4(tunnel: TunnelIndex, header: &ipv4::Header) -> Self {
-        let source = u32::from_ne_bytes(header.source);
-        let destination = u32::from_ne_bytes(header.destination);
-        let addresses = [(u64::from(source) << 32) | u64::from(destination), 0, 0, 0];
+        let ([a, b, c, d], [e, f, g, h]) = (header.source, header.destination);
+        let addresses = [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), 0, 0, 0];
         Self { head: u64::from(tunnel.0), addresses }
     }
 

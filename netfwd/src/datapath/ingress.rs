@@ -105,6 +105,9 @@ impl Ingress {
             let accepted = match open(table, &mut cache, received, self.policy) {
                 Ok(Opened::Packet(packet)) => self.accept(table, learn, counters, packet),
                 Ok(Opened::Message(message)) => {
+                    if let Some(reason) = message.tolerated {
+                        counters.tolerated[reason.index()].add(1);
+                    }
                     sealed(message);
                     continue;
                 }

@@ -187,8 +187,8 @@ impl ForwardingTable {
 }
 
 impl Lookup for ForwardingTable {
-    fn tunnel(&self, key: &TunnelKey) -> Option<TunnelEntry> {
-        self.by_key.get(key).copied()
+    fn tunnel(&self, key: TunnelKey) -> Option<TunnelEntry> {
+        self.by_key.get(&key).copied()
     }
 
     fn endpoint(&self, key: &EndpointKey) -> Option<EndpointEntry> {

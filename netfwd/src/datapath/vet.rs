@@ -45,6 +45,24 @@ impl Vetted {
 /// and such a read waits for all the writes.
 #[inline(always)]
 pub fn vet(bytes: &mut [u8], link: Link, verdict: ChecksumVerdict, policy: VerifyPolicy) -> Result<Vetted, DropReason> {
+    // Nearly always: what is left is for the rest.
+    if let Some(plain) = Plain::parse(bytes, link)
+        && (verdict == ChecksumVerdict::Verified
+            || verdict == ChecksumVerdict::Unverified && plain.is_intact(bytes) == Some(true))
+    {
+        return Ok(Vetted::new(plain.end, Checksums::Verified));
+    }
+    vet_closely(bytes, link, verdict, policy)
+}
+
+/// Asks everything, of every kind of packet.
+#[inline(never)]
+fn vet_closely(
+    bytes: &mut [u8],
+    link: Link,
+    verdict: ChecksumVerdict,
+    policy: VerifyPolicy,
+) -> Result<Vetted, DropReason> {
     let Some((offset, family)) = locate_ip(link, bytes) else { return vet_non_ip(bytes, link) };
     let inner = Inner::parse(bytes.get(offset..).unwrap_or_default(), family)?;
     let len = offset + inner.len;
@@ -52,16 +70,89 @@ pub fn vet(bytes: &mut [u8], link: Link, verdict: ChecksumVerdict, policy: Verif
         ChecksumVerdict::Verified | ChecksumVerdict::Absent | ChecksumVerdict::Bad => Vetted::new(len, verdict.into()),
         ChecksumVerdict::Unverified | ChecksumVerdict::Partial => {
             let packet = bytes.get_mut(offset..len).unwrap_or_default();
-            match inner.verify(packet) {
-                // Nearly always; what is left may be a call.
-                Finding::Verified => Vetted::new(len, Checksums::Verified),
-                finding => Vetted { len, ..inner.judge(packet, finding, policy)? },
-            }
+            Vetted { len, ..inner.judge(packet, inner.verify(packet), policy)? }
         }
     };
     // The damage may be in the length itself: what is bad goes on as it came.
     let is_bad = vetted.checksums == Checksums::Bad;
     Ok(if is_bad { Vetted { len: bytes.len(), ..vetted } } else { vetted })
+}
+
+/// What nearly all packets are: a whole TCP segment or UDP datagram with a checksum, right behind an IP header without
+/// options. It is taken apart in one pass over headers of known length.
+struct Plain {
+    /// The TCP or UDP header, from the packet's first byte.
+    l4: usize,
+    /// The end of the payload.
+    end: usize,
+    /// Of the IPv4 header; of nothing over IPv6.
+    header: Sum,
+    /// Of the pseudo-header.
+    pseudo: Sum,
+}
+
+impl Plain {
+    #[inline(always)]
+    fn parse(bytes: &[u8], link: Link) -> Option<Self> {
+        match locate_ip(link, bytes)? {
+            (ip, Family::V4) => Self::parse_ipv4(bytes, ip),
+            (ip, Family::V6) => Self::parse_ipv6(bytes, ip),
+        }
+    }
+
+    #[inline(always)]
+    fn parse_ipv4(bytes: &[u8], ip: usize) -> Option<Self> {
+        let headers: &[u8; ipv4::HEADER_LEN + tcp::HEADER_LEN] = bytes.get(ip..)?.first_chunk()?;
+        let (header, l4) = ipv4::Header::ref_from_prefix(headers).ok()?;
+        let is_bare = header.version() == 4 && header.header_len() == ipv4::HEADER_LEN && !header.is_fragment();
+        let len = usize::from(header.total_length.get()).checked_sub(ipv4::HEADER_LEN).filter(|_| is_bare)?;
+        let addresses = sum_words::<2>(headers.get(12..)?)?;
+        let plain = Self {
+            l4: ip + ipv4::HEADER_LEN,
+            end: ip + ipv4::HEADER_LEN + len,
+            header: sum_words::<3>(headers)? + addresses,
+            pseudo: addresses.add_u16(u16::from(header.protocol)).add_u16(len as u16),
+        };
+        plain.admit(bytes, header.protocol, len, l4)
+    }
+
+    #[inline(always)]
+    fn parse_ipv6(bytes: &[u8], ip: usize) -> Option<Self> {
+        let headers: &[u8; ipv6::HEADER_LEN + tcp::HEADER_LEN] = bytes.get(ip..)?.first_chunk()?;
+        let (header, l4) = ipv6::Header::ref_from_prefix(headers).ok()?;
+        let len = usize::from(header.payload_length.get());
+        let plain = Self {
+            l4: ip + ipv6::HEADER_LEN,
+            end: ip + ipv6::HEADER_LEN + len,
+            header: Sum::ZERO,
+            pseudo: sum_words::<8>(headers.get(8..)?)?.add_u16(u16::from(header.next_header)).add_u16(len as u16),
+        };
+        plain.admit(bytes, header.next_header, len, l4).filter(|_| header.version() == 6)
+    }
+
+    /// If its lengths agree with each other and with the bytes.
+    #[inline(always)]
+    fn admit(self, bytes: &[u8], protocol: u8, len: usize, l4: &[u8]) -> Option<Self> {
+        let agrees = match protocol {
+            IPPROTO_TCP => {
+                let (header, _) = tcp::Header::ref_from_prefix(l4).ok()?;
+                header.header_len() >= tcp::HEADER_LEN && header.header_len() <= len
+            }
+            IPPROTO_UDP => {
+                let (header, _) = udp::Header::ref_from_prefix(l4).ok()?;
+                usize::from(header.length.get()) == len && header.checksum.get() != 0
+            }
+            _ => false,
+        };
+        (agrees && self.end <= bytes.len()).then_some(self)
+    }
+
+    /// Whether both checksums are right.
+    #[inline(always)]
+    fn is_intact(&self, bytes: &[u8]) -> Option<bool> {
+        let is_header_intact = self.header == Sum::ZERO || self.header.is_valid();
+        Some(is_header_intact && (self.pseudo + sum(bytes.get(self.l4..self.end)?)).is_valid())
+    }
 }
 
 /// ARP, LLDP and the like pass through a TAP; a TUN carries nothing but IP.
@@ -100,7 +191,6 @@ enum Finding {
 }
 
 impl Inner {
-    #[inline]
     fn parse(ip: &[u8], family: Family) -> Result<Self, DropReason> {
         let (header_len, len, protocol) = match family {
             Family::V4 => ipv4_lengths(ip),
@@ -113,7 +203,6 @@ impl Inner {
     }
 
     /// Sums what can be summed.
-    #[inline]
     fn verify(&self, packet: &[u8]) -> Finding {
         let (header, segment) = packet.split_at(self.header_len);
         if self.family == Family::V4 && !sum_ipv4_header(header).is_valid() {
@@ -137,7 +226,6 @@ impl Inner {
     }
 
     /// Applies the policy.
-    #[inline(never)]
     fn judge(&self, packet: &mut [u8], finding: Finding, policy: VerifyPolicy) -> Result<Vetted, DropReason> {
         let reason = match finding {
             Finding::Opaque => return Ok(Vetted::new(0, Checksums::Unverified)),
@@ -173,7 +261,6 @@ impl Inner {
         }
     }
 
-    #[inline]
     fn pseudo(&self, packet: &[u8]) -> Option<Sum> {
         let protocol = match self.content {
             Content::Tcp => IPPROTO_TCP,
@@ -245,12 +332,11 @@ fn udp_content(datagram: &[u8]) -> Result<Content, DropReason> {
 }
 
 /// The sum of the first `N` words: a number that is known beforehand spares the loop.
-#[inline]
+#[inline(always)]
 fn sum_words<const N: usize>(bytes: &[u8]) -> Option<Sum> {
     bytes.load_words::<N>(0).map(|words| Sum::ZERO.add_words(words))
 }
 
-#[inline]
 fn sum_ipv4_header(header: &[u8]) -> Sum {
     match header.len() {
         ipv4::HEADER_LEN => sum_words::<5>(header).unwrap_or(Sum::ZERO),

@@ -15,7 +15,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod, VerifierLogLevel};
-use netfwd_common::abi::{self, Action, Policy};
+use netfwd_common::abi::{self, Action, Control, Counters, CpuState, Policy};
 use netfwd_common::reason::{DropReason, PassReason};
 use zerocopy::transmute;
 
@@ -127,6 +127,14 @@ impl Default for XdpCounters {
 }
 
 impl XdpCounters {
+    fn add(&mut self, counters: &Counters) {
+        let Counters { actions, drops, passes, tolerated } = counters;
+        add(&mut self.actions, actions);
+        add(&mut self.drops, drops);
+        add(&mut self.passes, passes);
+        add(&mut self.tolerated, tolerated);
+    }
+
     /// Packets dropped for `reason`.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.drops[reason.index()]
@@ -151,12 +159,11 @@ pub struct XdpProgram {
     endpoints: Bytes<20, 4>,
     networks: Bytes<24, 1>,
     sockets: XskMap<MapData>,
-    policy: Array<MapData, [u8; 4]>,
-    generation: Array<MapData, u32>,
-    drops: PerCpuArray<MapData, u64>,
-    passes: PerCpuArray<MapData, u64>,
-    tolerated: PerCpuArray<MapData, u64>,
-    actions: PerCpuArray<MapData, u64>,
+    /// A [`Control`]; [`Self::control`] is what it holds.
+    control_map: Array<MapData, [u8; size_of::<Control>()]>,
+    /// A [`CpuState`] for each CPU.
+    states: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
+    control: Control,
     ebpf: Ebpf,
 }
 
@@ -172,12 +179,9 @@ impl XdpProgram {
             endpoints: take(&mut ebpf, abi::ENDPOINTS)?,
             networks: take(&mut ebpf, abi::NETWORKS)?,
             sockets: take(&mut ebpf, abi::XSKS)?,
-            policy: take(&mut ebpf, abi::POLICY)?,
-            generation: take(&mut ebpf, abi::GENERATION)?,
-            drops: take(&mut ebpf, abi::DROPS)?,
-            passes: take(&mut ebpf, abi::PASSES)?,
-            tolerated: take(&mut ebpf, abi::TOLERATED)?,
-            actions: take(&mut ebpf, abi::ACTIONS)?,
+            control_map: take(&mut ebpf, abi::CONTROL)?,
+            states: take(&mut ebpf, abi::CPU_STATE)?,
+            control: Control::default(),
             ebpf,
         };
         program.set_policy(policy)?;
@@ -188,16 +192,22 @@ impl XdpProgram {
 
     /// Changes the switches, from the next packet on.
     pub fn set_policy(&mut self, policy: Policy) -> Result<(), XdpError> {
-        let value: [u8; 4] = transmute!(policy);
-        Ok(self.policy.set(0, value, 0)?)
+        self.set_control(Control { policy, ..self.control })
+    }
+
+    fn set_control(&mut self, control: Control) -> Result<(), XdpError> {
+        let value: [u8; size_of::<Control>()] = transmute!(control);
+        self.control_map.set(0, value, 0)?;
+        self.control = control;
+        Ok(())
     }
 
     /// Makes the maps agree with `table`. New entries go in before old ones go out.
     pub fn update_table(&mut self, table: &ForwardingTable) -> Result<(), XdpError> {
         let replaced = self.replace_entries(table);
         // Last, and also when only some entries could be replaced: whatever the program remembers is void now.
-        let generation: u32 = self.generation.get(&0, 0)?;
-        self.generation.set(0, generation.wrapping_add(1), 0)?;
+        let generation = self.control.generation.wrapping_add(1).max(1);
+        self.set_control(Control { generation, ..self.control })?;
         replaced
     }
 
@@ -244,12 +254,12 @@ impl XdpProgram {
 
     /// What has been counted since loading.
     pub fn counters(&self) -> Result<XdpCounters, XdpError> {
-        Ok(XdpCounters {
-            drops: sums(&self.drops)?,
-            passes: sums(&self.passes)?,
-            tolerated: sums(&self.tolerated)?,
-            actions: sums(&self.actions)?,
-        })
+        let mut sums = XdpCounters::default();
+        for state in self.states.get(&0, 0)?.iter() {
+            let state: CpuState = transmute!(*state);
+            sums.add(&state.counters);
+        }
+        Ok(sums)
     }
 
     /// The reading end of the program's debug lines, once.
@@ -294,13 +304,11 @@ where
     Ok(())
 }
 
-/// Sums each element over the CPUs.
-fn sums<const N: usize>(counters: &PerCpuArray<MapData, u64>) -> Result<[u64; N], XdpError> {
-    let mut sums = [0; N];
-    for (index, sum) in sums.iter_mut().enumerate() {
-        *sum = counters.get(&(index as u32), 0)?.iter().sum();
+/// Adds each count.
+fn add(sums: &mut [u64], counts: &[u64]) {
+    for (sum, count) in sums.iter_mut().zip(counts) {
+        *sum += count;
     }
-    Ok(sums)
 }
 
 /// The kernel's words, with what an operator can do about the common cases.

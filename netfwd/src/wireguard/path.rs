@@ -13,7 +13,7 @@ use std::mem;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use netfwd_common::reason::Stage;
+use netfwd_common::reason::{DropReason, Stage};
 use netfwd_common::wire::wireguard;
 
 use crate::datapath::ingress::{Ingress, Origin, Received};
@@ -138,8 +138,13 @@ impl WireGuardPath {
             let mut same = std::iter::from_fn(|| rest.next_if(|message| message.tunnel == tunnel));
             match (self.shares.get(usize::from(tunnel.0)), &mut self.opener) {
                 (Some(Some(share)), Some(opener)) => open(opener, share, &mut same, &mut onward),
-                // XDP steers by the same configuration, so there are no such messages.
-                _ => same.for_each(drop),
+                // Unless XDP's record names another tunnel than it steers by.
+                _ => onward.counters.drops.add(
+                    Direction::Ingress,
+                    Stage::Decap,
+                    DropReason::BadMetadata,
+                    same.count() as u64,
+                ),
             }
         }
         drop(rest);

@@ -11,7 +11,7 @@ use xtask::load::udp;
 use xtask::machine::wait_until;
 
 use super::packets::{Capture, Packet, bound, received};
-use super::{FAMILIES, Rig, equal, mixed, tcp_intact};
+use super::{FAMILIES, Rig, equal, mixed, slowness, tcp_intact};
 
 /// WireGuard by two other teams.
 pub const OTHERS: [Program; 2] = [Program::WireguardGo, Program::Boringtun];
@@ -25,6 +25,16 @@ const RATE: f64 = 0.05;
 /// netfwd at the other end of that tunnel.
 pub fn start(tunnel: Tunnel) -> Option<Rig> {
     Rig::start(Options::with_tunnels([tunnel]))
+}
+
+/// Both families inside, both ways, through a tunnel in which that side has to begin.
+pub fn everything_arrives(tunnel: Tunnel, initiator: Side) {
+    let Some(rig) = start(tunnel.initiator(initiator)) else { return };
+    assert!(rig.answers(initiator, HANDSHAKE), "no session within {HANDSHAKE:?}");
+    rig.everything_arrives();
+    rig.assert_no_drops();
+    assert!(rig.state().peer().expect("one peer").latest_handshake > 0);
+    rig.stop();
 }
 
 impl Rig {
@@ -99,7 +109,7 @@ impl Rig {
 
     fn udp_accounted_for(&self, from: &Namespace, to: &Namespace, address: IpAddr, sizes: udp::Sizes) {
         let before = self.far_losses();
-        let report = udp::run(from, to, address, &udp::Load::of_datagrams(sizes, 1_000, RATE));
+        let report = udp::run(from, to, address, &udp::Load::of_datagrams(sizes, 1_000, RATE / slowness()));
         let report = report.unwrap_or_else(|error| panic!("UDP to {address}: {error:#}"));
         assert!(report.faithful(), "UDP to {address}: {report:?}");
         let excused = self.far_losses() - before;

@@ -5,11 +5,13 @@
 //! down. What veth makes dearer for us than for the kernel (AF_XDP copies each packet there) is in the figures.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use xtask::interrupt;
-use xtask::lab::{Family, Lab, Options, Program, Tunnel};
+use xtask::lab::{Family, Lab, Options, Program, Side, Tunnel};
+use xtask::load::flood::{self, Flood};
 use xtask::load::latency;
 
 use super::Figure;
@@ -18,6 +20,9 @@ use crate::measure::{Case, Direction, Gateway, Outcome, Protocol, Subject, measu
 
 /// More than any subject forwards on a small machine would only measure how it sheds load.
 const UDP_RATE: f64 = 2.0;
+/// Forged handshakes a second, and how long they come before anything is measured.
+const FLOOD_RATE: u32 = 50_000;
+const FLOOD_LEAD: Duration = Duration::from_millis(500);
 /// Copy-mode and zero-copy chunks alike.
 const UMEM_CHUNK: f64 = 2048.0;
 const MIB: f64 = 1_048_576.0;
@@ -88,6 +93,9 @@ fn measure_subject(lab: &Lab, subject: Subject, binary: &Path, seconds: f64) -> 
         }
     }
     figures.extend(round_trips(subject, lab, seconds)?);
+    if let Some(flood) = flood(lab, seconds)? {
+        figures.push(under_flood(subject, lab, &gateway, flood)?);
+    }
     figures.extend(memory(subject, &gateway)?);
     gateway.stop()?;
     Ok(figures)
@@ -117,6 +125,36 @@ fn round_trips(subject: Subject, lab: &Lab, seconds: f64) -> Result<Vec<Figure>>
     let report = latency::run(&lab.peer, &lab.server, lab.server_address(Family::V4), duration)?;
     let micros = |case: &str, time: Duration| figure(subject, case, time.as_secs_f64() * 1e6, "µs");
     Ok(vec![micros("round trip, p50", report.p50), micros("round trip, p99", report.p99)])
+}
+
+/// Handshakes from nowhere, where there are handshakes; answers to them lead away.
+fn flood(lab: &Lab, seconds: f64) -> Result<Option<Flood>> {
+    let Some(tunnel) = lab.options().tunnels.iter().find(|tunnel| lab.far_end(&tunnel.name).is_ok()) else {
+        return Ok(None);
+    };
+    lab.gateway.ip(&format!("route replace {} via {}", flood::SOURCE_PREFIX, tunnel.outer_address(Side::Peer)))?;
+    Ok(Some(Flood {
+        target: tunnel.endpoint(Side::Gateway),
+        public_key: lab.far_end(&tunnel.name)?.keys.gateway.public_bytes()?,
+        rate: FLOOD_RATE,
+        duration: Duration::from_secs_f64(seconds),
+    }))
+}
+
+/// What is left of one TCP flow meanwhile.
+fn under_flood(subject: Subject, lab: &Lab, gateway: &Gateway<'_>, flood: Flood) -> Result<Figure> {
+    let seconds = flood.duration.as_secs_f64();
+    let case = Case { protocol: Protocol::Tcp { flows: 1 }, direction: Direction::Ingress, seconds };
+    let longer = Flood { duration: flood.duration + FLOOD_LEAD, ..flood };
+    let outcome = thread::scope(|scope| {
+        let flood = scope.spawn(|| flood::run(&lab.peer, &longer));
+        thread::sleep(FLOOD_LEAD);
+        let outcome = measure(lab, gateway, case, |_| {});
+        flood.join().map_err(|_| anyhow!("the flood panicked"))??;
+        outcome
+    })?;
+    let name = format!("TCP peer → server, 1 flow, under {FLOOD_RATE} forged handshakes/s");
+    Ok(figure(subject, &name, outcome.gigabits, "Gbit/s"))
 }
 
 /// Resident memory after all that traffic, and what of it the UMEM may take.

@@ -305,6 +305,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if !self.keep {
+            wireguard::remove_sockets(&self.options.tunnels);
             // The namespaces remove themselves. Logs of a failed test were printed by whoever failed.
             fs::remove_dir_all(&self.directory).ok();
         }

@@ -47,8 +47,9 @@ const MODULES: [&str; 18] = [
 
 /// Puts the image together and returns the file.
 pub fn build(kernel: &Kernel, plan: &Plan, directory: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let mut image = Image { archive: Archive::default(), scratch: directory.join("stripped") };
+    let scratch = directory.join("stripped");
+    fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    let mut image = Image { archive: Archive::default(), scratch };
     for directory in DIRECTORIES {
         image.archive.directory(Path::new(directory))?;
     }
@@ -86,7 +87,9 @@ impl Image {
         for name in PROGRAMS {
             self.with_libraries(&Path::new("/usr/bin").join(name), &find(name)?)?;
         }
-        let this = std::env::current_exe().context("no path to this program")?;
+        // Cargo may have put another build in this program's place since it started; this is what runs.
+        let this = self.scratch.join("xtask-running");
+        fs::copy("/proc/self/exe", &this).context("cannot copy this program")?;
         self.stripped(Path::new(GUEST_PROGRAM), &this)?;
         for program in &plan.programs {
             self.stripped(program, program)?;
@@ -107,8 +110,8 @@ impl Image {
 
     /// A program without its debugging symbols.
     fn stripped(&mut self, path: &Path, source: &Path) -> Result<()> {
-        fs::create_dir_all(&self.scratch)?;
-        let stripped = self.scratch.join(source.file_name().context("a program has a name")?);
+        let stripped =
+            self.scratch.join(source.file_name().context("a program has a name")?).with_extension("stripped");
         output(Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(source))?;
         self.with_libraries(path, &stripped)
     }

@@ -17,6 +17,7 @@ mod qemu;
 mod report;
 mod selection;
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ const PROGRAMS: [(&str, &str); 8] = [
 ];
 /// What a boot may take on a busy machine, beside the steps.
 const BOOT_SECONDS: u64 = 60;
+/// How much of the kernel's console is shown when something went wrong: a panic with its trace.
+const CONSOLE_LINES: usize = 40;
 
 /// Which kernels, and what to do there.
 #[derive(clap::Args)]
@@ -125,22 +128,32 @@ fn run_plan(series: &str, plan: &Plan) -> Result<Totals> {
     let kernel = Kernel::fetch(series)?;
     let directory = target().join("vm").join(series);
     let image = image::build(&kernel, plan, &directory)?;
-    let bound = BOOT_SECONDS + plan.steps.iter().map(|step| step.seconds).sum::<u64>();
-    let machine = Machine::boot(&kernel, &image, &directory, Duration::from_secs(bound))?;
+    let bound = Duration::from_secs(BOOT_SECONDS + plan.steps.iter().map(|step| step.seconds).sum::<u64>());
+    let machine = Machine::boot(&kernel, &image, &directory, bound)?;
+    let judged = hear_out(&machine, series, plan).judge(plan);
+    if judged.is_err() {
+        eprintln!("── the last of the kernel's own lines:\n{}", machine.console(CONSOLE_LINES));
+        return judged.with_context(|| format!("Linux {} in an emulated machine", kernel.release));
+    }
+    fs::remove_dir_all(&directory)?;
+    judged
+}
+
+/// Listens until the machine ends, or its time is over.
+fn hear_out(machine: &Machine, series: &str, plan: &Plan) -> Report {
     let mut report = Report::default();
-    let timed_out = loop {
+    loop {
         match machine.next() {
             Event::Line(line) => {
                 for line in report.hear(&line, plan).iter().flat_map(|text| text.lines()) {
                     println!("{series:>5} │ {line}");
                 }
             }
-            Event::Ended => break false,
-            Event::TimedOut => break true,
+            Event::Ended => return report,
+            Event::TimedOut => {
+                report.fault("the machine's time was over");
+                return report;
+            }
         }
-    };
-    report.judge(plan).with_context(|| {
-        let ending = if timed_out { format!("\nended after {bound} s") } else { String::new() };
-        format!("Linux {} in a virtual machine; its console:\n{}{ending}", kernel.release, machine.console(30))
-    })
+    }
 }

@@ -49,6 +49,11 @@ impl Report {
         Some(if rest.is_empty() { text } else { format!("{rest}\n{text}") })
     }
 
+    /// Something else went wrong.
+    pub fn fault(&mut self, fault: &str) {
+        self.faults.push(fault.to_owned());
+    }
+
     fn end(&mut self, name: &str, outcome: &Outcome, plan: &Plan) {
         self.ended.push(name.to_owned());
         self.totals.add(&self.current);

@@ -103,6 +103,22 @@ families! {
     FdbEntries = GAUGE "netfwd_fdb_entries" ["tunnel"];
     /// Times an inner source address was not learned because the forwarding database was full; it is flooded to instead.
     FdbFull = COUNTER "netfwd_fdb_full_total" ["tunnel"];
+    /// WireGuard handshakes that ended, by who began them and how they ended.
+    WgHandshakes = COUNTER "netfwd_wg_handshakes_total" ["tunnel", "role", "result"];
+    /// WireGuard peers; active are those with a session, a handshake under way or a keepalive interval, idle all others.
+    WgPeers = GAUGE "netfwd_wg_peers" ["tunnel", "state"];
+    /// Cookies sent instead of answers to handshakes, to have the senders prove their addresses.
+    WgCookieReplies = COUNTER "netfwd_wg_cookie_replies_total" ["tunnel"];
+    /// 1 while handshakes need a cookie, because too many wait.
+    WgUnderLoad = GAUGE "netfwd_wg_under_load" ["tunnel"];
+    /// When the last handshake with a peer was completed, 0 if never; only with metrics.wireguard_peers.
+    WgLastHandshake = GAUGE "netfwd_wg_last_handshake_timestamp_seconds" ["tunnel", "peer"];
+    /// Bytes of authenticated datagrams from a peer; only with metrics.wireguard_peers.
+    WgPeerReceiveBytes = COUNTER "netfwd_wg_peer_receive_bytes_total" ["tunnel", "peer"];
+    /// Bytes of datagrams to a peer; only with metrics.wireguard_peers.
+    WgPeerTransmitBytes = COUNTER "netfwd_wg_peer_transmit_bytes_total" ["tunnel", "peer"];
+    /// Peers without series of their own, because there are too many; only with metrics.wireguard_peers.
+    WgPeersUnseen = GAUGE "netfwd_wg_peers_unseen" ["tunnel"];
     /// Resident memory size in bytes.
     ResidentMemory = GAUGE "process_resident_memory_bytes" [];
 }

@@ -23,6 +23,7 @@ mod drops;
 mod family;
 mod scrape;
 mod source;
+mod wireguard;
 
 pub use drops::can_occur;
 pub use family::Family;

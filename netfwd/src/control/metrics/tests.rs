@@ -11,6 +11,7 @@ use super::*;
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::Direction;
 use crate::datapath::table::Tunnel;
+use crate::datapath::tunnel::wireguard::{Device, queue};
 use crate::io::xdp::XdpCounters;
 
 fn table() -> ForwardingTable {
@@ -33,6 +34,13 @@ fn table() -> ForwardingTable {
     ForwardingTable::new(vec![tunnel("vx7", TunnelKind::Vxlan, 7), tunnel("gpe8", TunnelKind::VxlanGpe, 8)])
 }
 
+/// What a scrape shows of one source.
+pub(super) fn text_of(source: impl Source + 'static) -> String {
+    let mut metrics = Metrics::new(&table());
+    metrics.add_source(source);
+    text(metrics)
+}
+
 fn text(metrics: Metrics) -> String {
     let registry = Registry::new();
     registry.register(Box::new(MetricsCollector(Arc::new(metrics)))).expect("valid and distinct descriptions");
@@ -50,12 +58,14 @@ fn metrics(workers: usize) -> (Metrics, Vec<Arc<Counters>>) {
         let umem_frames = [("fill", 2048), ("free", 2048)];
         XskCounts { mode: "copy", umem_frames: &umem_frames, ..Default::default() }.report("eth0", 0, scrape);
         scrape.add(Family::FdbEntries, &["vx7"], 3);
+        Device::new(TunnelIndex(0), queue(1).0).report("wg0", false, scrape);
+        wireguard::report_peers("wg0", vec![wireguard::tests::peer(1)], scrape);
     });
     (metrics, counters)
 }
 
 /// The value of one series.
-fn value(text: &str, series: &str) -> Option<f64> {
+pub(super) fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
 

@@ -1,6 +1,8 @@
 //! Each problem's line, on machines that exist only here.
 
 use super::*;
+use crate::config;
+use crate::datapath::tunnel::wireguard::PublicKey;
 
 const FILE: &str = "gw.toml";
 
@@ -140,4 +142,46 @@ fn the_first_of_several_problems_does_not_hide_the_others() {
     assert_eq!(problems(&config("port = 47009\nmtu = 9000"), &[]).lines().count(), 1);
     let links = [Link { name: "vx7".to_owned(), ..eth0(1450) }, eth0(1500)];
     assert_eq!(problems(&config("port = 47009\nmtu = 9000"), &links).lines().count(), 2);
+}
+
+/// A WireGuard tunnel, with its MTU left to the machine.
+fn wireguard(local: &str, endpoint: &str) -> Config {
+    let mut config = Config::of_device("wg0".to_owned());
+    config.underlays = self::config("").underlays;
+    config.metrics.listen = ([127, 0, 0, 1], 0).into();
+    config.tunnels[0].local = local.parse().expect("an address");
+    let peer = config::Peer {
+        public_key: PublicKey([7; 32]),
+        preshared_key: None,
+        endpoint: endpoint.parse().ok().map(config::Endpoint::Address),
+        allowed_ips: Vec::new(),
+        persistent_keepalive: 0,
+    };
+    if let config::Protocol::WireGuard(wireguard) = &mut config.tunnels[0].protocol {
+        wireguard.peers.push(peer);
+    }
+    config
+}
+
+#[test]
+fn wireguard_leaves_room_for_ipv6_unless_all_is_known_to_be_ipv4() {
+    for (local, endpoint, mtu) in [
+        ("::", "", 1420),
+        ("::", "[2001:db8::1]:7", 1420),
+        ("::", "192.0.2.1:7", 1440),
+        ("127.0.0.77", "", 1440),
+        ("::1", "", 1420),
+    ] {
+        let ready = check(&wireguard(local, endpoint), &[eth0(1500)]).expect("ready");
+        assert_eq!(ready.mtus, [mtu], "{local} {endpoint}");
+    }
+}
+
+#[test]
+fn a_wireguard_tunnel_on_all_addresses_still_needs_its_port() {
+    let taken = UdpSocket::bind("[::]:0").expect("a free port");
+    let mut config = wireguard("::", "");
+    config.tunnels[0].port = taken.local_addr().expect("bound").port();
+    let line = problems(&config, &[eth0(1500)]);
+    assert!(line.contains("on :: is taken by another program"), "{line}");
 }

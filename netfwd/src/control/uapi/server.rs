@@ -48,9 +48,13 @@ pub enum SocketError {
     System(PathBuf, io::Error),
 }
 
-/// The socket's place in the file system, given back at the end.
+/// The socket in the file system, removed at the end.
 #[derive(Debug)]
-pub struct SocketFile {
+pub struct SocketFile(Place);
+
+/// Where the socket was made, and how to tell it from another.
+#[derive(Clone, Debug)]
+pub struct Place {
     path: PathBuf,
     identity: (u64, u64),
 }
@@ -74,9 +78,16 @@ impl SocketFile {
         })?;
         listener.set_nonblocking(true).map_err(system)?;
         let identity = identity(&path).map_err(system)?;
-        Ok((Self { path, identity }, listener))
+        Ok((Self(Place { path, identity }), listener))
     }
 
+    /// Where it is.
+    pub fn place(&self) -> &Place {
+        &self.0
+    }
+}
+
+impl Place {
     /// Whether somebody has removed or replaced it, which asks the device to go.
     pub fn is_gone(&self) -> bool {
         identity(&self.path).map_or(true, |identity| identity != self.identity)
@@ -85,10 +96,11 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if !self.is_gone()
-            && let Err(error) = fs::remove_file(&self.path)
+        let Self(place) = self;
+        if !place.is_gone()
+            && let Err(error) = fs::remove_file(&place.path)
         {
-            info!("{} stays behind: {error}", self.path.display());
+            info!("{} stays behind: {error}", place.path.display());
         }
     }
 }

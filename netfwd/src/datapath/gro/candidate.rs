@@ -65,7 +65,7 @@ pub(super) struct Parts {
 }
 
 /// Decides about one packet.
-#[inline(always)]
+#[inline]
 pub(super) fn examine(packet: &InnerPacket<'_>, rules: &Rules) -> Result<Candidate, FlushReason> {
     match locate_ip(packet.link, packet.bytes) {
         Some((ip, Family::V4)) => Network::ipv4(packet, ip)?.transport(packet, rules),
@@ -88,7 +88,7 @@ struct Network {
 }
 
 impl Network {
-    #[inline(always)]
+    #[inline]
     fn ipv4(packet: &InnerPacket<'_>, ip: usize) -> Result<Self, FlushReason> {
         let header = ipv4_header(packet, ip).ok_or(FlushReason::Length)?;
         if is_ipv4_fragment(header) {
@@ -117,7 +117,7 @@ impl Network {
         })
     }
 
-    #[inline(always)]
+    #[inline]
     fn ipv6(packet: &InnerPacket<'_>, ip: usize) -> Result<Self, FlushReason> {
         let header = ipv6_header(packet, ip).ok_or(FlushReason::Length)?;
         match header.next_header {
@@ -139,7 +139,7 @@ impl Network {
         })
     }
 
-    #[inline(always)]
+    #[inline]
     fn transport(&self, packet: &InnerPacket<'_>, rules: &Rules) -> Result<Candidate, FlushReason> {
         let is_tcp = self.protocol == IPPROTO_TCP;
         if !is_tcp && self.protocol != IPPROTO_UDP {
@@ -169,20 +169,20 @@ impl Network {
     }
 }
 
-#[inline(always)]
+#[inline]
 fn ipv4_header<'a>(packet: &InnerPacket<'a>, ip: usize) -> Option<&'a ipv4::Header> {
     let (header, _) = ipv4::Header::ref_from_prefix(packet.bytes.get(ip..)?).ok()?;
     Some(header)
 }
 
-#[inline(always)]
+#[inline]
 fn ipv6_header<'a>(packet: &InnerPacket<'a>, ip: usize) -> Option<&'a ipv6::Header> {
     let (header, _) = ipv6::Header::ref_from_prefix(packet.bytes.get(ip..)?).ok()?;
     Some(header)
 }
 
 /// A fragment, or the reserved bit, which no re-split would reproduce with certainty.
-#[inline(always)]
+#[inline]
 fn is_ipv4_fragment(header: &ipv4::Header) -> bool {
     header.fragment.get() & !ipv4::DF != 0
 }
@@ -207,7 +207,6 @@ pub(super) enum Barrier {
 
 impl Alone {
     /// Of a packet that [`examine`] refused for `reason`.
-    #[inline(never)]
     pub fn of(packet: &InnerPacket<'_>, reason: FlushReason) -> Self {
         let unknown = Self { proto: Proto::Other, barrier: Barrier::None };
         match locate_ip(packet.link, packet.bytes) {

@@ -1,8 +1,8 @@
 //! What all packets of a run have in common.
 //!
 //! Most of the rules that decide about joining demand that a field equals the seed's. All those fields stand here in a few
-//! words, copied from the headers with what may differ masked out. So the answer that matters, yes, takes one comparison;
-//! only a no looks at the words one by one, in the order of the rules.
+//! words, copied from the headers with what may differ masked out. So equality, which matters, takes few comparisons;
+//! only a difference is looked for byte by byte, in the order of the rules.
 //!
 //! Words are in memory order: nothing is swapped, and the masks are written byte by byte.
 
@@ -32,7 +32,7 @@ pub(super) struct Transport {
     /// TCP: acknowledgement number, data offset, flags but PSH and FIN, window.
     pub word: u64,
     /// TCP: options, where they are twelve bytes (timestamps with their padding, by far the most common).
-    pub options: (u64, u32),
+    pub options: [u8; 12],
     /// TCP: urgent pointer. UDP: whether the datagram has no checksum.
     pub extra: u16,
 }

@@ -1,8 +1,6 @@
 //! May this packet join this flow's newest run?
 //!
-//! The rules are those of the table of that name in docs/COALESCING.md. Nearly every packet of a bulk flow
-//! joins, so they are first asked all at once (`is_allowed`); only then one by one for the first that says no
-//! (`first_refusal`). Whatever the one lets pass the other does too, which is asserted wherever assertions are on.
+//! The rules are those of the table of that name in docs/COALESCING.md, asked in that order for the first that says no.
 
 use netfwd_common::reason::FlushReason;
 
@@ -26,29 +24,7 @@ pub(super) struct Joining<'a> {
 
 impl Joining<'_> {
     /// The first rule that keeps the packet out.
-    #[inline(always)]
     pub fn refusal(&self, pairs: &PairBarriers) -> Option<FlushReason> {
-        if pairs.is_quiet() && self.is_allowed() {
-            debug_assert_eq!(self.first_refusal(pairs), None);
-            return None;
-        }
-        self.first_refusal(pairs)
-    }
-
-    /// Whether no rule keeps it out, but for barriers between the addresses.
-    #[inline(always)]
-    fn is_allowed(&self) -> bool {
-        self.flow.closed.is_none()
-            && self.flow.common == self.candidate.common
-            && self.run.next_sequence == self.candidate.sequence
-            && self.ip_id_refusal().is_none()
-            && self.room_refusal().is_none()
-            && self.bytes_equal()
-    }
-
-    /// Asks rule by rule.
-    #[inline(never)]
-    fn first_refusal(&self, pairs: &PairBarriers) -> Option<FlushReason> {
         let (seed, packet) = (&self.flow.common, &self.candidate.common);
         if pairs.closed_since(self.run.last, packet.key.pair().hash(self.rules.hash_secret)) {
             return Some(FlushReason::AfterBarrier);
@@ -74,17 +50,15 @@ impl Joining<'_> {
     }
 
     /// With DF clear the kernel numbers the segments from the seed's ID on (`inet_gso_segment`).
-    #[inline(always)]
     fn ip_id_refusal(&self) -> Option<FlushReason> {
         self.candidate.id.filter(|&id| id != self.run.next_id).map(|_| FlushReason::IpId)
     }
 
     /// Whether the payload still fits.
-    #[inline(always)]
     fn room_refusal(&self) -> Option<FlushReason> {
         let (run, payload) = (self.run, self.candidate.layout.payload_len());
         let is_udp = run.proto == Proto::Udp;
-        match run.gso_size() {
+        match run.gso_size {
             gso_size if payload > gso_size => Some(FlushReason::LongerSegment),
             _ if run.length + u32::from(payload) > MAX_LENGTH => Some(FlushReason::MaxLength),
             _ if is_udp && run.count >= self.rules.max_udp_segments => Some(FlushReason::MaxSegments),
@@ -93,27 +67,18 @@ impl Joining<'_> {
         }
     }
 
-    /// Whether what is only compared as bytes is equal, the fields being so.
-    #[inline(always)]
-    fn bytes_equal(&self) -> bool {
-        (self.candidate.layout.ip == 0 || self.ethernet_equal()) && self.options_equal()
-    }
-
     /// On TAP, everything in front of the IP header is equal: both addresses, tags, EtherType.
-    #[inline]
     fn ethernet_equal(&self) -> bool {
         let len = usize::from(self.candidate.layout.ip);
         let (seed, packet) = self.bytes();
         self.flow.common.ip == self.candidate.common.ip && seed.get(..len) == packet.get(..len)
     }
 
-    #[inline(always)]
     fn options_equal(&self) -> bool {
         let (seed, packet) = self.bytes();
-        self.run.proto != Proto::Tcp || tcp::options_equal(&self.candidate.layout, seed, packet)
+        tcp::options_equal(&self.candidate.layout, seed, packet)
     }
 
-    #[inline(always)]
     fn bytes(&self) -> (&[u8], &[u8]) {
         (self.batch[usize::from(self.run.first)].bytes, self.batch[usize::from(self.position)].bytes)
     }

@@ -18,6 +18,7 @@
 //! implementation.
 
 use netfwd_common::reason::FlushReason;
+use netfwd_common::wire::tcp::{FIN, PSH};
 
 use super::packet::InnerPacket;
 use super::seam::FrameSink;
@@ -25,6 +26,7 @@ use super::stats::{Counters, Proto};
 
 mod candidate;
 mod common;
+mod follow;
 mod join;
 mod output;
 mod pairs;
@@ -132,6 +134,8 @@ struct Run {
     length: u32,
     /// The seed's.
     layout: Layout,
+    /// Payload bytes that all packets but the last carry: the seed's.
+    gso_size: u16,
     /// TCP: the sequence number behind its end. UDP: 0.
     next_sequence: u32,
     /// The IPv4 ID behind its newest, where IDs count.
@@ -148,6 +152,7 @@ impl Run {
             flags: 0,
             length: 0,
             layout: Layout::default(),
+            gso_size: 0,
             next_sequence: 0,
             next_id: 0,
         }
@@ -157,6 +162,7 @@ impl Run {
         let mut run = Self::alone(position, seed.proto());
         run.flags = seed.flags;
         run.layout = seed.layout;
+        run.gso_size = seed.layout.payload_len();
         run.length = u32::from(seed.layout.end - seed.layout.ip);
         run.next_id = seed.id.unwrap_or_default().wrapping_add(1);
         run.next_sequence = seed.sequence;
@@ -168,11 +174,6 @@ impl Run {
         if self.proto == Proto::Tcp {
             self.next_sequence = self.next_sequence.wrapping_add(u32::from(payload_len));
         }
-    }
-
-    /// Payload bytes that all packets but the last carry.
-    fn gso_size(&self) -> u16 {
-        self.layout.payload_len()
     }
 
     /// Payload bytes of all packets.
@@ -244,6 +245,12 @@ impl Coalescer {
     /// Puts a packet into a run; the reason, if it is a new one.
     #[inline(always)]
     fn place(&mut self, batch: &[InnerPacket<'_>], position: u16) -> Option<FlushReason> {
+        if self.follow(batch, position) { None } else { self.decide(batch, position) }
+    }
+
+    /// The long way: rule by rule.
+    #[inline(never)]
+    fn decide(&mut self, batch: &[InnerPacket<'_>], position: u16) -> Option<FlushReason> {
         let packet = &batch[usize::from(position)];
         match examine(packet, &self.rules) {
             Ok(candidate) => self.join_or_seed(batch, position, &candidate),
@@ -254,7 +261,6 @@ impl Coalescer {
         }
     }
 
-    #[inline(always)]
     fn join_or_seed(&mut self, batch: &[InnerPacket<'_>], position: u16, candidate: &Candidate) -> Option<FlushReason> {
         let key = &candidate.common.key;
         let (flow, is_new) = self.table.find_or_insert(key, key.hash(self.rules.hash_secret));
@@ -262,12 +268,11 @@ impl Coalescer {
             FlushReason::FirstInBatch
         } else {
             let run = &mut self.runs[usize::from(flow.run)];
-            let joining = Joining { flow, run, candidate, batch, position, rules: &self.rules };
-            match joining.refusal(&self.pairs) {
+            match (Joining { flow, run, candidate, batch, position, rules: &self.rules }.refusal(&self.pairs)) {
                 Some(reason) => reason,
                 None => {
                     self.next[usize::from(run.last)] = position;
-                    flow.closed = run.append(position, candidate);
+                    flow.closed = run.append(position, candidate.layout.payload_len(), candidate.flags);
                     return None;
                 }
             }
@@ -280,7 +285,6 @@ impl Coalescer {
     }
 
     /// A packet that may not be merged: a run of its own that closes those before it.
-    #[inline(never)]
     fn stand_alone(&mut self, position: u16, alone: &Alone) {
         let secret = self.rules.hash_secret;
         match alone.barrier {
@@ -299,14 +303,16 @@ impl Coalescer {
 impl Run {
     /// Takes a packet in; why the run is closed now, if it is.
     #[inline(always)]
-    fn append(&mut self, position: u16, candidate: &Candidate) -> Option<FlushReason> {
-        let payload = candidate.layout.payload_len();
+    fn append(&mut self, position: u16, payload_len: u16, flags: u8) -> Option<FlushReason> {
         self.last = position;
         self.count += 1;
-        self.length += u32::from(payload);
-        self.flags |= candidate.flags;
+        self.length += u32::from(payload_len);
+        self.flags |= flags;
         self.next_id = self.next_id.wrapping_add(1);
-        self.advance(payload);
-        end_of_run(candidate.flags).or((payload < self.gso_size()).then_some(FlushReason::AfterShort))
+        self.advance(payload_len);
+        if flags & (PSH | FIN) == 0 && payload_len == self.gso_size {
+            return None;
+        }
+        end_of_run(flags).or(Some(FlushReason::AfterShort))
     }
 }

@@ -54,26 +54,50 @@ impl FlowTable {
         }
     }
 
+    /// The flow of `key`, whose hash is `hash`, if it is known in this batch.
+    #[inline(always)]
+    pub fn find(&mut self, key: &FlowKey, hash: u64) -> Option<&mut Flow> {
+        let index = self.search(key, hash).ok()?;
+        self.flows.get_mut(usize::from(index))
+    }
+
     /// The flow of `key`, whose hash is `hash`; whether it is new.
-    #[inline]
     pub fn find_or_insert(&mut self, key: &FlowKey, hash: u64) -> (&mut Flow, bool) {
-        let tag = (hash >> 48) as u16;
-        let mut position = hash as usize % SLOTS;
-        let (index, is_new) = loop {
-            let slot = &mut self.slots[position];
-            if slot.generation != self.generation {
-                let flow = self.flows.len() as u16;
-                *slot = Slot { generation: self.generation, tag, flow };
-                self.flows.push(Flow { common: Common { key: *key, ..Common::default() }, ..Flow::default() });
-                break (flow, true);
-            }
-            if slot.tag == tag && self.flows.get(usize::from(slot.flow)).is_some_and(|flow| flow.common.key == *key) {
-                break (slot.flow, false);
-            }
-            position = (position + 1) % SLOTS;
+        let (index, is_new) = match self.search(key, hash) {
+            Ok(index) => (index, false),
+            Err(free) => (self.insert(key, hash, free), true),
         };
         (&mut self.flows[usize::from(index)], is_new)
     }
+
+    /// The flow of `key`, or the slot for it.
+    #[inline(always)]
+    fn search(&self, key: &FlowKey, hash: u64) -> Result<u16, usize> {
+        let mut position = hash as usize % SLOTS;
+        loop {
+            let slot = &self.slots[position];
+            if slot.generation != self.generation {
+                return Err(position);
+            }
+            let is_likely = slot.tag == tag(hash);
+            if is_likely && self.flows.get(usize::from(slot.flow)).is_some_and(|flow| flow.common.key == *key) {
+                return Ok(slot.flow);
+            }
+            position = (position + 1) % SLOTS;
+        }
+    }
+
+    fn insert(&mut self, key: &FlowKey, hash: u64, position: usize) -> u16 {
+        let flow = self.flows.len() as u16;
+        self.slots[position] = Slot { generation: self.generation, tag: tag(hash), flow };
+        self.flows.push(Flow { common: Common { key: *key, ..Common::default() }, ..Flow::default() });
+        flow
+    }
+}
+
+/// The bits of a hash that do not choose the slot.
+fn tag(hash: u64) -> u16 {
+    (hash >> 48) as u16
 }
 
 #[cfg(test)]

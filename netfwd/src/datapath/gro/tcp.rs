@@ -12,7 +12,7 @@ use crate::datapath::packet::Checksums;
 const WITH_TIMESTAMPS: usize = HEADER_LEN + 12;
 
 /// Takes a TCP segment apart.
-#[inline(always)]
+#[inline]
 pub(super) fn examine(segment: &[u8], checksums: Checksums) -> Result<Parts, FlushReason> {
     let (header, rest) = Header::ref_from_prefix(segment).map_err(|_| FlushReason::Length)?;
     let header_len = header.header_len();
@@ -29,23 +29,18 @@ pub(super) fn examine(segment: &[u8], checksums: Checksums) -> Result<Parts, Flu
     if header_len == segment.len() {
         return Err(FlushReason::EmptyPayload);
     }
-    let options = if header_len == WITH_TIMESTAMPS { timestamps(rest) } else { (0, 0) };
+    let options = match rest.first_chunk() {
+        Some(options) if header_len == WITH_TIMESTAMPS => *options,
+        _ => [0; 12],
+    };
     let same = Transport { word: tcp_word(header), options, extra: header.urgent.get() };
     Ok(Parts { header_len: header_len as u16, sequence: header.sequence.get(), flags: header.flags, same })
 }
 
 /// ACK must be set; PSH, FIN and ECE may be; nothing else, and no reserved bit (AE included, RFC 9768).
-#[inline(always)]
 fn flags_can_merge(header: &Header) -> bool {
     let field = u16::from_be_bytes([header.offset_reserved & 0xf, header.flags]);
     field & !u16::from(PSH | FIN | ECE) == u16::from(ACK)
-}
-
-#[inline(always)]
-fn timestamps(options: &[u8]) -> (u64, u32) {
-    let Some((low, rest)) = options.split_first_chunk() else { return (0, 0) };
-    let high = rest.first_chunk().copied().unwrap_or_default();
-    (u64::from_ne_bytes(*low), u32::from_ne_bytes(high))
 }
 
 /// Why nothing may join behind a segment with these flags: PSH and FIN end a run.
@@ -59,9 +54,7 @@ pub(super) fn end_of_run(flags: u8) -> Option<FlushReason> {
 }
 
 /// Whether both segments, whose headers are equally long, carry the same option bytes.
-#[inline]
 pub(super) fn options_equal(layout: &Layout, seed: &[u8], packet: &[u8]) -> bool {
     let options = usize::from(layout.l4) + HEADER_LEN..usize::from(layout.payload);
-    // None, or compared already.
-    matches!(options.len(), 0 | 12) || seed.get(options.clone()) == packet.get(options)
+    seed.get(options.clone()) == packet.get(options)
 }

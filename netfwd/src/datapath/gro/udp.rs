@@ -11,7 +11,7 @@ use crate::datapath::flow::Family;
 use crate::datapath::packet::Checksums;
 
 /// Takes a datagram apart.
-#[inline(always)]
+#[inline]
 pub(super) fn examine(
     datagram: &[u8],
     checksums: Checksums,

@@ -215,7 +215,7 @@ impl LookupCache {
         {
             return Some(*entry);
         }
-        let entry = table.tunnel(key)?;
+        let entry = table.tunnel(*key)?;
         self.0 = Some((*key, entry));
         Some(entry)
     }

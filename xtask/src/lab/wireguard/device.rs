@@ -1,4 +1,4 @@
-//! One WireGuard device: a program in the foreground in a namespace, spoken to with `wg`.
+//! One WireGuard device: a program in the foreground in a namespace, or the kernel's own, spoken to with `wg`.
 //!
 //! Invariant: program, link and UAPI socket are gone once the value is dropped. The sockets are in one directory for all
 //! network namespaces, so a device's name has to be unlike any other on this machine.
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::program::Program;
@@ -25,7 +25,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// A running device.
 #[derive(Debug)]
 pub struct Device {
-    process: Process,
+    /// None for the kernel's own device.
+    process: Option<Process>,
     program: Program,
     namespace: String,
     name: String,
@@ -34,12 +35,14 @@ pub struct Device {
 impl Device {
     /// Starts a program with a device of that name, nothing configured yet; its log goes to that directory.
     pub fn start(program: Program, namespace: &Namespace, name: &str, directory: &Path) -> Result<Self> {
-        let log = directory.join(format!("{name}.log"));
-        fs::remove_file(&log).ok();
-        let mut command = namespace.command(program.path()?);
-        // Root stays root: there is nobody to drop privileges to.
-        command.args(program.arguments(name)).env("WG_SUDO", "true");
-        let process = namespace.spawn(&mut command, &log)?;
+        let process = if program == Program::Kernel {
+            namespace.ip(&format!("link add {name} type wireguard")).context(
+                "the kernel has no WireGuard of its own; `cargo xtask vm test` boots one that has, in an emulated machine",
+            )?;
+            None
+        } else {
+            Some(spawn(program, namespace, name, directory)?)
+        };
         let (namespace, name) = (namespace.name().to_owned(), name.to_owned());
         let mut device = Self { process, program, namespace, name };
         device.wait_until_ready()?;
@@ -49,8 +52,10 @@ impl Device {
     fn wait_until_ready(&mut self) -> Result<()> {
         let mut ready = false;
         wait_until(START_TIMEOUT, || {
-            ready = socket(&self.name).exists() && self.show("").is_ok();
-            ready || self.process.try_wait().is_ok_and(|status| status.is_some()) || interrupt::requested()
+            // The kernel is spoken to without a socket.
+            ready = (self.process.is_none() || socket(&self.name).exists()) && self.show("").is_ok();
+            let ended = |process: &mut Process| process.try_wait().is_ok_and(|status| status.is_some());
+            ready || self.process.as_mut().is_none_or(ended) || interrupt::requested()
         });
         if !ready {
             bail!("{} has no device {}:\n{}", self.program.name(), self.name, self.log());
@@ -68,14 +73,14 @@ impl Device {
         self.program
     }
 
-    /// The process id.
-    pub fn id(&self) -> u32 {
-        self.process.id()
+    /// The process id, unless it is the kernel's own.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
     }
 
     /// What it has printed so far.
     pub fn log(&self) -> String {
-        self.process.output()
+        self.process.as_ref().map(Process::output).unwrap_or_default()
     }
 
     /// `wg show NAME …`.
@@ -100,9 +105,14 @@ impl Device {
 
     /// Ends it with SIGTERM; outright if it does not.
     pub fn stop(&mut self) {
-        if self.process.terminate(STOP_TIMEOUT).is_err() {
-            self.process.signal(Signal::KILL).ok();
-            self.process.wait(STOP_TIMEOUT).ok();
+        let Some(process) = &mut self.process else {
+            // Gone already, or gone with its namespace.
+            Namespace::open(&self.namespace).and_then(|space| space.ip(&format!("link delete {}", self.name))).ok();
+            return;
+        };
+        if process.terminate(STOP_TIMEOUT).is_err() {
+            process.signal(Signal::KILL).ok();
+            process.wait(STOP_TIMEOUT).ok();
         }
         // Not all of them clean up.
         fs::remove_file(socket(&self.name)).ok();
@@ -118,6 +128,16 @@ impl Drop for Device {
     }
 }
 
-fn socket(name: &str) -> PathBuf {
+fn spawn(program: Program, namespace: &Namespace, name: &str, directory: &Path) -> Result<Process> {
+    let log = directory.join(format!("{name}.log"));
+    fs::remove_file(&log).ok();
+    let mut command = namespace.command(program.path()?);
+    // Root stays root: there is nobody to drop privileges to.
+    command.args(program.arguments(name)).env("WG_SUDO", "true");
+    namespace.spawn(&mut command, &log)
+}
+
+/// The UAPI socket of a device.
+pub(super) fn socket(name: &str) -> PathBuf {
     Path::new(SOCKETS).join(format!("{name}.sock"))
 }

@@ -1,8 +1,8 @@
 //! WireGuard tunnels of a lab: keys, the far end's program, and the two ends' configurations, each from one description.
 //!
 //! Invariants: keys are made afresh for each lab, live in files of mode 0600 in its directory and go with it; devices have
-//! names that no other lab on this machine uses, since UAPI sockets know no network namespaces. Deliberately absent: the
-//! kernel's own WireGuard, which the kernels that this is built for do not have.
+//! names that no other lab on this machine uses, since UAPI sockets know no network namespaces. The kernel's own WireGuard
+//! ([`Program::Kernel`]) is a peer like any other where the kernel has one.
 
 mod device;
 mod dump;
@@ -201,6 +201,13 @@ impl FarEnd {
             }
         }
         Ok(Self { keys, device, tunnel: tunnel.name.clone() })
+    }
+}
+
+/// Removes the sockets that programs which were killed have left.
+pub(super) fn remove_sockets(tunnels: &[Tunnel]) {
+    for tunnel in tunnels.iter().filter(|tunnel| matches!(tunnel.kind, super::TunnelKind::WireGuard(_))) {
+        fs::remove_file(device::socket(&tunnel.device_name(Side::Gateway))).ok();
     }
 }
 

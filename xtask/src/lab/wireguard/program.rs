@@ -1,4 +1,4 @@
-//! WireGuard in user space, by netfwd and by others, all started in the same way.
+//! WireGuard by netfwd and by others: in user space, all started in the same way, and the kernel's own.
 
 use std::env;
 use std::path::PathBuf;
@@ -18,6 +18,8 @@ pub enum Program {
     Boringtun,
     /// `netfwd wg`, the daemon at that path.
     Netfwd(&'static str),
+    /// The kernel's own device, which is no program.
+    Kernel,
 }
 
 impl Program {
@@ -29,6 +31,7 @@ impl Program {
             Self::Gotatun => "gotatun",
             Self::Boringtun => "boringtun-cli",
             Self::Netfwd(_) => "netfwd wg",
+            Self::Kernel => "the kernel",
         }
     }
 

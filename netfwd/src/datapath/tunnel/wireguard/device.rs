@@ -343,7 +343,7 @@ impl State {
 
     /// The device has another key, or none: no session outlives that.
     fn set_identity(&mut self, identity: Option<&Identity>) {
-        (self.is_initiating, self.unconfirmed, self.is_confirmed) = (false, None, false);
+        self.forget_sessions();
         match (&mut self.session, identity) {
             (Some(session), Some(identity)) => {
                 let limiter = Arc::clone(identity.limiter());

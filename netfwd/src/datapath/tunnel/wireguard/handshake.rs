@@ -226,7 +226,7 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
     }
 
     fn complete(&self, peer: &Arc<Peer>, state: &mut State, role: Role) {
-        (state.is_initiating, state.is_confirmed) = (false, false);
+        (state.is_initiating, state.is_confirmed, state.is_established) = (false, false, true);
         state.last_handshake = Some(self.now.wall);
         self.device.stats().count_handshake(role, HandshakeResult::Completed);
         self.device.activate(peer);
@@ -273,6 +273,9 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
     /// Seals and sends what waited for a session, if there is one now.
     fn release(&mut self, peer: &Arc<Peer>, state: &mut State) {
         let Some(path) = state.path else { return };
+        if state.awaits_confirmation() {
+            return;
+        }
         let mtu = self.device.mtu();
         let State { staged, session, .. } = state;
         while let Some(packet) = staged.front() {
@@ -329,9 +332,10 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
 
     /// There is no session any more, and no answer to come.
     fn give_up(&self, state: &mut State) {
-        if mem::take(&mut state.is_initiating) {
+        if state.is_initiating {
             self.device.stats().count_handshake(Role::Initiator, HandshakeResult::GaveUp);
         }
+        state.forget_sessions();
         let dropped = state.staged.clear(&self.device.budget);
         self.counters.drops.add(Direction::Egress, Stage::Crypto, DropReason::NoSession, dropped as u64);
     }

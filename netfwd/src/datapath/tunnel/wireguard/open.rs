@@ -308,7 +308,7 @@ impl State {
     fn confirm(&mut self, receiver: u32) {
         if self.unconfirmed == Some(receiver) {
             self.unconfirmed = None;
-            self.is_confirmed = true;
+            (self.is_confirmed, self.is_established) = (true, true);
         }
     }
 }

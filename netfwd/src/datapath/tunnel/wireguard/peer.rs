@@ -24,6 +24,9 @@ use super::staged::Staged;
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
     state: Mutex<State>,
+    /// How often the state was locked.
+    #[cfg(test)]
+    pub(super) locks: AtomicU64,
     /// Bytes of authenticated messages.
     pub(super) received: AtomicU64,
     /// Bytes of messages sent.
@@ -51,8 +54,23 @@ pub(super) struct State {
     pub(super) unconfirmed: Option<u32>,
     /// The peer has used it: to be noted by the control side.
     pub(super) is_confirmed: bool,
+    /// There has been a session that both sides used, and timers have not ended it yet.
+    pub(super) is_established: bool,
     /// The peer was removed from the device; whoever still holds it must not use it.
     pub(super) is_removed: bool,
+}
+
+impl State {
+    /// Whether the only session is one that the peer may not know yet: its answer may have been lost (whitepaper §5.1, "key
+    /// confirmation"). The library would use it.
+    pub(super) fn awaits_confirmation(&self) -> bool {
+        self.unconfirmed.is_some() && !self.is_established
+    }
+
+    /// No session is left.
+    pub(super) fn forget_sessions(&mut self) {
+        (self.is_initiating, self.is_confirmed, self.is_established, self.unconfirmed) = (false, false, false, None);
+    }
 }
 
 /// What the library keeps of a peer.
@@ -108,6 +126,8 @@ impl Peer {
         Arc::new(Self {
             public_key,
             state: Mutex::default(),
+            #[cfg(test)]
+            locks: AtomicU64::new(0),
             received: AtomicU64::new(0),
             transmitted: AtomicU64::new(0),
             is_wanted: AtomicBool::new(false),
@@ -116,6 +136,8 @@ impl Peer {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        #[cfg(test)]
+        self.locks.fetch_add(1, Ordering::Relaxed);
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -113,3 +113,51 @@ impl QueueReceiver {
         self.waiting.load(Ordering::Relaxed) >= (self.capacity / 8).max(1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(byte: u8) -> Message {
+        let path = Path::to("192.0.2.1:51820".parse().unwrap());
+        Message::new(TunnelIndex(3), path, &[byte; 64]).unwrap()
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_a_wake_up_is_then_not_needed() {
+        let (sender, receiver) = queue(16);
+        assert_eq!((0..20).filter(|n| sender.send(message(*n))).count(), 16);
+        sender.wake();
+        for n in 0..16 {
+            let message = receiver.receive(Duration::ZERO).unwrap();
+            assert_eq!((message.tunnel, message.bytes()), (TunnelIndex(3), &[n; 64][..]));
+        }
+        assert!(receiver.receive(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn an_eighth_of_the_queue_is_load() {
+        let (sender, receiver) = queue(16);
+        assert!(sender.send(message(0)));
+        assert!(!receiver.is_loaded());
+        assert!(sender.send(message(0)));
+        assert!(receiver.is_loaded());
+        assert!(receiver.receive(Duration::ZERO).is_some());
+        assert!(!receiver.is_loaded());
+    }
+
+    #[test]
+    fn a_wake_up_ends_the_waiting() {
+        let (sender, receiver) = queue(1);
+        sender.wake();
+        let start = std::time::Instant::now();
+        assert!(receiver.receive(Duration::from_secs(60)).is_none());
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_handshake_is_none() {
+        let path = Path::to("192.0.2.1:51820".parse().unwrap());
+        assert!(Message::new(TunnelIndex(0), path, &[0; MAX_MESSAGE + 1]).is_none());
+    }
+}

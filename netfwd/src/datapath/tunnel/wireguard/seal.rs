@@ -154,8 +154,8 @@ impl Job<'_> {
         let path = state.path.ok_or(DropReason::NoRoute)?;
         let room = content.packet_len() + PADDING + OVERHEAD;
         while self.next < content.packets() && runs.has_room(room) {
-            let State { session, staged, .. } = &mut *state;
-            let session = session.as_mut().filter(|_| staged.is_empty());
+            let is_held_back = !state.staged.is_empty() || state.awaits_confirmation();
+            let session = state.session.as_mut().filter(|_| !is_held_back);
             content.write(self.next, press.begin());
             match press.seal(session, self.mtu, |datagram| runs.push(*ecn, datagram)) {
                 Some(bytes) => {

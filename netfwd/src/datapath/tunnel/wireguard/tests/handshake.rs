@@ -1,13 +1,50 @@
 //! The state machine between two devices.
 
+use std::thread::sleep;
+use std::time::Instant;
+
+use gotatun::noise::TimerParams;
+
 use super::*;
+
+const SHORT: Duration = Duration::from_millis(30);
+
+/// Retries and rekeys after moments.
+fn hurried() -> TimerParams {
+    TimerParams { rekey_timeout: SHORT..=SHORT, rekey_after_time: SHORT..=SHORT, ..TimerParams::default() }
+}
+
+fn hurried_pair() -> (Host, Host) {
+    let (a, b) = Host::pair();
+    a.device.set_timers(hurried());
+    b.device.set_timers(hurried());
+    (a, b)
+}
+
+fn kinds(sent: &[Sent]) -> Vec<MessageType> {
+    sent.iter().map(Sent::kind).collect()
+}
+
+fn take(host: &mut Host) -> Vec<Sent> {
+    std::mem::take(&mut host.wire)
+}
+
+/// Ticks until something is sent.
+fn tick_until_sent(host: &mut Host) {
+    let start = Instant::now();
+    while host.wire.is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(10), "nothing is sent");
+        sleep(Duration::from_millis(5));
+        host.tick();
+    }
+}
 
 #[test]
 fn the_first_packet_waits_for_the_handshake_and_arrives() {
     let (mut a, mut b) = Host::pair();
     let sealed = a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
     assert_eq!(sealed, Sealed { staged: 1, ..Sealed::default() });
-    assert_eq!(a.wire.iter().map(Sent::kind).collect::<Vec<_>>(), [MessageType::Initiation]);
+    assert_eq!(kinds(&a.wire), [MessageType::Initiation]);
     let (at_a, at_b) = exchange(&mut a, &mut b);
     assert_eq!((at_a, at_b), (vec![], vec![packet(1, 2, b"hello")]));
     assert_eq!(a.handshakes(Role::Initiator, HandshakeResult::Completed), 1);
@@ -17,6 +54,349 @@ fn the_first_packet_waits_for_the_handshake_and_arrives() {
 
     // Both ways, without another handshake.
     b.send(inner(1), &packet(2, 1, b"welcome")).unwrap();
-    assert_eq!(b.wire.iter().map(Sent::kind).collect::<Vec<_>>(), [MessageType::Data]);
+    assert_eq!(kinds(&b.wire), [MessageType::Data]);
     assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"welcome")]);
+}
+
+#[test]
+fn all_that_waits_arrives_in_order_and_ahead_of_what_follows() {
+    let (mut a, mut b) = Host::pair();
+    let packets: Vec<_> = (0..50).map(|n| packet(1, 2, &[n; 40])).collect();
+    for packet in &packets[..40] {
+        assert_eq!(a.send(inner(2), packet).unwrap().staged, 1);
+    }
+    assert_eq!(kinds(&a.wire), [MessageType::Initiation], "one handshake for all of them");
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    let response = take(&mut b);
+    a.receive(&response);
+    for packet in &packets[40..] {
+        assert_eq!(a.send(inner(2), packet).unwrap().datagrams, 1);
+    }
+    assert_eq!(exchange(&mut a, &mut b).1, packets);
+}
+
+#[test]
+fn what_a_peer_cannot_keep_is_counted() {
+    let (mut a, _) = Host::pair();
+    for n in 0..130 {
+        a.send(inner(2), &packet(1, 2, &[n])).unwrap();
+    }
+    assert_eq!(a.drops(Direction::Egress, Stage::Crypto, DropReason::QueueFull), 2);
+}
+
+#[test]
+fn a_lost_initiation_is_repeated() {
+    let (mut a, mut b) = hurried_pair();
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    take(&mut a);
+    tick_until_sent(&mut a);
+    assert_eq!(kinds(&a.wire), [MessageType::Initiation]);
+    assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"hello")]);
+}
+
+#[test]
+fn a_lost_response_is_asked_for_again() {
+    let (mut a, mut b) = hurried_pair();
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    assert_eq!(kinds(&take(&mut b)), [MessageType::Response]);
+    tick_until_sent(&mut a);
+    assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"hello")]);
+    assert_eq!(b.handshakes(Role::Responder, HandshakeResult::Completed), 1, "the first one was never confirmed");
+}
+
+#[test]
+fn a_responder_keeps_its_packets_until_the_session_is_confirmed() {
+    let (mut a, mut b) = Host::pair();
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    let response = take(&mut b);
+    assert_eq!(b.send(inner(1), &packet(2, 1, b"early")).unwrap().staged, 1);
+    take(&mut b);
+    a.receive(&response);
+    // The keepalive that confirms is lost; the packet behind it does as well.
+    let confirmation = take(&mut a);
+    assert_eq!(kinds(&confirmation), [MessageType::Data; 2]);
+    assert_eq!(b.receive(&confirmation[1..]), [packet(1, 2, b"hello")]);
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"early")]);
+}
+
+#[test]
+fn two_that_start_at_once_lose_nothing() {
+    let (mut a, mut b) = hurried_pair();
+    a.send(inner(2), &packet(1, 2, b"from a")).unwrap();
+    b.send(inner(1), &packet(2, 1, b"from b")).unwrap();
+    let (from_a, from_b) = (take(&mut a), take(&mut b));
+    let (mut at_a, mut at_b) = (a.receive(&from_b), b.receive(&from_a));
+    for _ in 0..10 {
+        let (more_at_a, more_at_b) = exchange(&mut a, &mut b);
+        at_a.extend(more_at_a);
+        at_b.extend(more_at_b);
+        sleep(Duration::from_millis(10));
+        a.tick();
+        b.tick();
+    }
+    assert_eq!((at_a, at_b), (vec![packet(2, 1, b"from b")], vec![packet(1, 2, b"from a")]));
+}
+
+#[test]
+fn a_rekey_in_mid_stream_loses_and_reorders_nothing() {
+    let (mut a, mut b) = hurried_pair();
+    a.connect(&mut b);
+    let (mut sent, mut received, mut late) = (0u32, Vec::new(), Vec::new());
+    let start = Instant::now();
+    while a.handshakes(Role::Initiator, HandshakeResult::Completed) < 6 {
+        assert!(start.elapsed() < Duration::from_secs(20), "no rekey");
+        for _ in 0..20 {
+            a.send(inner(2), &packet(1, 2, &sent.to_be_bytes())).unwrap();
+            sent += 1;
+        }
+        // What is on the way arrives only after the handshake that overtakes it.
+        let mut data: Vec<_> = take(&mut a);
+        a.tick();
+        let rest = take(&mut a);
+        late.append(&mut data);
+        late.extend(rest.iter().filter(|sent| sent.kind() == MessageType::Data).cloned());
+        let handshake: Vec<_> = rest.into_iter().filter(|sent| sent.kind() != MessageType::Data).collect();
+        b.receive(&handshake);
+        let answers = take(&mut b);
+        a.receive(&answers);
+        if late.len() > 100 {
+            received.extend(b.receive(&std::mem::take(&mut late)));
+        }
+        b.tick();
+        sleep(Duration::from_millis(2));
+    }
+    received.extend(b.receive(&late));
+    received.extend(exchange(&mut a, &mut b).1);
+    let expected: Vec<_> = (0..sent).map(|n| packet(1, 2, &n.to_be_bytes())).collect();
+    assert!(received == expected, "{} of {sent}", received.len());
+    for reason in [DropReason::NoSession, DropReason::Replay, DropReason::Auth] {
+        assert_eq!(b.drops(Direction::Ingress, Stage::Crypto, reason), 0, "{reason:?}");
+    }
+}
+
+#[test]
+fn indices_do_not_pile_up() {
+    let (mut a, mut b) = hurried_pair();
+    a.connect(&mut b);
+    for n in 0..40u8 {
+        sleep(SHORT);
+        a.send(inner(2), &packet(1, 2, &[n])).unwrap();
+        a.tick();
+        exchange(&mut a, &mut b);
+    }
+    assert!(a.handshakes(Role::Initiator, HandshakeResult::Completed) > 12);
+    // Eight sessions and two handshakes that the library may remember.
+    assert!(a.device.sessions.len() <= 10, "{}", a.device.sessions.len());
+    assert!(b.device.sessions.len() <= 10, "{}", b.device.sessions.len());
+}
+
+#[test]
+fn a_stranger_is_refused() {
+    let (mut a, mut b) = (Host::new(1), Host::new(2));
+    a.know(&b, |_| {});
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b), (vec![], vec![]));
+    assert_eq!(b.drops(Direction::Ingress, Stage::Handshake, DropReason::NoPeer), 1);
+}
+
+#[test]
+fn a_message_for_another_key_is_refused_before_anything_is_computed() {
+    let (mut a, mut b) = Host::pair();
+    let stranger = Host::new(3);
+    a.know(&stranger, |peer| peer.endpoint = Some(b.address));
+    a.send(inner(3), &packet(1, 3, b"hello")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b), (vec![], vec![]));
+    assert_eq!(b.drops(Direction::Ingress, Stage::Handshake, DropReason::Auth), 1);
+    assert_eq!(b.handshakes(Role::Responder, HandshakeResult::Refused), 0, "that is counted once the MAC was right");
+}
+
+#[test]
+fn preshared_keys_must_agree() {
+    let key = |byte| Some(PresharedKey::from_bytes([byte; 32]));
+    for (at_a, at_b, agree) in [(key(7), key(7), true), (key(7), key(8), false), (key(7), None, false)] {
+        let (mut a, mut b) = Host::pair();
+        a.know(&b, |peer| peer.preshared_key = at_a);
+        b.know(&a, |peer| peer.preshared_key = at_b);
+        a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+        assert_eq!(exchange(&mut a, &mut b).1.len(), usize::from(agree));
+        assert_eq!(a.handshakes(Role::Initiator, HandshakeResult::Refused), u64::from(!agree));
+        assert_eq!(a.drops(Direction::Ingress, Stage::Handshake, DropReason::Auth), u64::from(!agree));
+    }
+}
+
+#[test]
+fn a_changed_preshared_key_counts_from_the_next_handshake_on() {
+    let (mut a, mut b) = Host::connected();
+    a.know(&b, |peer| peer.preshared_key = Some(PresharedKey::from_bytes([7; 32])));
+    a.send(inner(2), &packet(1, 2, b"still")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"still")]);
+}
+
+#[test]
+fn a_replayed_initiation_gets_no_answer() {
+    let (mut a, mut b) = Host::pair();
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    assert_eq!(kinds(&take(&mut b)), [MessageType::Response]);
+    let elsewhere = Sent { from: "198.51.100.66:1".parse().unwrap(), ..initiation[0].clone() };
+    b.receive(&[elsewhere]);
+    assert_eq!(take(&mut b), []);
+    assert_eq!(b.drops(Direction::Ingress, Stage::Handshake, DropReason::Replay), 1);
+    assert_eq!(b.status(a.public_key()).endpoint, Some(a.address), "it does not lead the peer astray either");
+}
+
+#[test]
+fn under_load_senders_must_prove_their_address_first() {
+    let (mut a, mut b) = hurried_pair();
+    b.is_loaded = true;
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    let answer = take(&mut b);
+    assert_eq!(kinds(&answer), [MessageType::CookieReply]);
+    assert_eq!(b.device.stats().cookie_replies(), 1);
+    b.tick();
+    assert!(b.device.stats().under_load());
+
+    a.receive(&answer);
+    tick_until_sent(&mut a);
+    let retry = take(&mut a);
+    let elsewhere = Sent { from: "198.51.100.66:1".parse().unwrap(), ..retry[0].clone() };
+    b.receive(&[elsewhere]);
+    assert_eq!(kinds(&take(&mut b)), [MessageType::CookieReply], "the cookie is another address's");
+    b.receive(&retry);
+    assert_eq!(kinds(&b.wire), [MessageType::Response]);
+    assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"hello")]);
+}
+
+#[test]
+fn a_removed_peer_is_gone() {
+    let (mut a, mut b) = Host::connected();
+    a.send(inner(2), &packet(1, 2, b"late")).unwrap();
+    let late = take(&mut a);
+    b.update(PeerUpdate { remove: true, ..PeerUpdate::new(a.public_key()) });
+    assert_eq!(b.receive(&late), Vec::<Vec<u8>>::new());
+    assert_eq!(b.drops(Direction::Ingress, Stage::Crypto, DropReason::NoSession), 1);
+    assert_eq!(b.send(inner(1), &packet(2, 1, b"?")), Err(DropReason::NoPeer));
+    assert_eq!(b.device.sessions.len(), 0);
+    b.tick();
+    assert_eq!(b.device.peer_counts(), PeerCounts::default());
+}
+
+#[test]
+fn another_private_key_ends_all_sessions_and_the_same_one_none() {
+    let (mut a, mut b) = Host::connected();
+    let set = |host: &Host, key: &PrivateKey| {
+        host.device.apply(&DeviceUpdate { private_key: Some(Some(key.clone())), ..DeviceUpdate::default() });
+    };
+    set(&b, &b.key);
+    a.send(inner(2), &packet(1, 2, b"same")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"same")]);
+
+    b.key = PrivateKey::from_bytes([9; 32]);
+    set(&b, &b.key);
+    a.send(inner(2), &packet(1, 2, b"lost")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).1, Vec::<Vec<u8>>::new());
+    assert_eq!(b.drops(Direction::Ingress, Stage::Crypto, DropReason::NoSession), 1);
+    assert_eq!(b.device.sessions.len(), 0);
+
+    a.know(&b, |_| {});
+    a.connect(&mut b);
+    b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
+}
+
+#[test]
+fn without_a_key_nobody_is_answered() {
+    let (mut a, mut b) = Host::connected();
+    b.device.apply(&DeviceUpdate { private_key: Some(None), ..DeviceUpdate::default() });
+    a.send(inner(2), &packet(1, 2, b"lost")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b), (vec![], vec![]));
+    assert!(b.device.status().private_key.is_none());
+    assert_eq!(b.send(inner(1), &packet(2, 1, b"?")).unwrap().staged, 1);
+    b.tick();
+    assert_eq!(b.drops(Direction::Egress, Stage::Crypto, DropReason::NoSession), 1);
+    assert_eq!(b.wire, []);
+}
+
+#[test]
+fn a_peer_that_is_the_device_itself_is_left_out() {
+    let mut a = Host::new(1);
+    a.update(PeerUpdate::new(a.public_key()));
+    assert_eq!(a.device.peer_counts().configured, 0);
+    let b = Host::new(2);
+    a.know(&b, |_| {});
+    a.key = b.key.clone();
+    a.device.apply(&DeviceUpdate { private_key: Some(Some(b.key.clone())), ..DeviceUpdate::default() });
+    assert_eq!(a.device.peer_counts().configured, 0);
+    assert_eq!(a.send(inner(2), &packet(1, 2, b"?")), Err(DropReason::NoPeer));
+}
+
+#[test]
+fn a_peer_without_a_place_is_found_when_it_speaks() {
+    let (mut a, mut b) = (Host::new(1), Host::new(2));
+    a.know(&b, |peer| peer.endpoint = None);
+    b.know(&a, |_| {});
+    assert_eq!(a.send(inner(2), &packet(1, 2, b"?")), Err(DropReason::NoRoute));
+    b.send(inner(1), &packet(2, 1, b"here")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"here")]);
+    a.send(inner(2), &packet(1, 2, b"there")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"there")]);
+}
+
+#[test]
+fn a_peer_is_followed_to_the_newest_authentic_source() {
+    let (mut a, mut b) = Host::connected();
+    for n in 0..3 {
+        a.send(inner(2), &packet(1, 2, &[n])).unwrap();
+    }
+    let mut datagrams = take(&mut a);
+    let places: Vec<SocketAddr> =
+        ["198.51.100.1:7", "[2001:db8::1]:8", "203.0.113.9:9"].iter().map(|place| place.parse().unwrap()).collect();
+    for (sent, place) in datagrams.iter_mut().zip(&places) {
+        sent.from = *place;
+    }
+    datagrams[2].bytes[20] ^= 1;
+    assert_eq!(b.receive(&datagrams).len(), 2);
+    assert_eq!(b.status(a.public_key()).endpoint, Some(places[1]));
+    b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+    assert_eq!((b.wire[0].to, b.wire[0].from), (places[1], b.address));
+}
+
+#[test]
+fn a_keepalive_interval_needs_no_traffic() {
+    let (mut a, mut b) = Host::pair();
+    a.know(&b, |peer| peer.persistent_keepalive = Some(1));
+    a.tick();
+    assert_eq!(kinds(&a.wire), [MessageType::Initiation]);
+    exchange(&mut a, &mut b);
+    assert!(b.device.stats().keepalives() >= 1);
+    assert!(b.status(a.public_key()).last_handshake.is_some());
+    tick_until_sent(&mut a);
+    assert_eq!(kinds(&a.wire), [MessageType::Data]);
+    assert_eq!(a.wire[0].bytes.len(), 32);
+    a.know(&b, |peer| peer.persistent_keepalive = Some(0));
+    take(&mut a);
+    a.tick();
+    assert_eq!(a.wire, []);
+}
+
+#[test]
+fn bytes_are_counted_as_datagrams_with_their_headers() {
+    let (mut a, mut b) = Host::connected();
+    let (before_a, before_b) = (a.status(b.public_key()), b.status(a.public_key()));
+    // 20 bytes of header and 100: padded to 128, sealed 160.
+    a.send(inner(2), &packet(1, 2, &[0; 100])).unwrap();
+    exchange(&mut a, &mut b);
+    assert_eq!(a.status(b.public_key()).transmit_bytes - before_a.transmit_bytes, 160);
+    assert_eq!(b.status(a.public_key()).receive_bytes - before_b.receive_bytes, 160);
+    // Initiation, keepalive and the first packet (25 bytes, padded to 32), against the response.
+    assert_eq!((before_a.transmit_bytes, before_a.receive_bytes), (148 + 32 + 64, 92));
+    assert_eq!((before_b.receive_bytes, before_b.transmit_bytes), (148 + 32 + 64, 92));
 }

@@ -43,6 +43,8 @@ struct Host {
     handshakes: Handshakes,
     counters: Counters,
     address: SocketAddr,
+    /// Its queue is filling up.
+    is_loaded: bool,
     /// What it has sent.
     wire: Vec<Sent>,
 }
@@ -68,6 +70,7 @@ impl Host {
             handshakes: Handshakes::new(),
             counters: Counters::new(1),
             address: SocketAddr::new(IpAddr::from([192, 0, 2, n]), 51_820),
+            is_loaded: false,
             wire: Vec::new(),
         }
     }
@@ -83,9 +86,14 @@ impl Host {
     /// Two hosts with a session that `a` asked for.
     fn connected() -> (Self, Self) {
         let (mut a, mut b) = Self::pair();
-        a.send(inner(2), &packet(1, 2, b"first")).unwrap();
-        assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"first")]);
+        a.connect(&mut b);
         (a, b)
+    }
+
+    fn connect(&mut self, b: &mut Self) {
+        let a = self;
+        a.send(inner(2), &packet(1, 2, b"first")).unwrap();
+        assert_eq!(exchange(a, b).1, [packet(1, 2, b"first")]);
     }
 
     fn public_key(&self) -> PublicKey {
@@ -148,11 +156,11 @@ impl Host {
 
     /// The control side's turn.
     fn work(&mut self) {
-        let Self { device, queue, handshakes, counters, address, wire, .. } = self;
+        let Self { device, queue, handshakes, counters, address, is_loaded, wire, .. } = self;
         let mut emit = |run: &Outgoing<'_>| put(*address, wire, run);
         handshakes.run_errands(device, counters, Now::read(), &mut emit);
         while let Some(message) = queue.receive(Duration::ZERO) {
-            handshakes.receive(device, counters, Now::read(), false, &message, &mut emit);
+            handshakes.receive(device, counters, Now::read(), *is_loaded, &message, &mut emit);
             handshakes.run_errands(device, counters, Now::read(), &mut emit);
         }
         handshakes.run_errands(device, counters, Now::read(), &mut emit);

@@ -1,0 +1,256 @@
+//! What a gateway is made of: devices, ports, sockets, XDP, and each worker's share of them.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use netfwd_common::abi::TunnelKind;
+use tracing::info;
+
+use super::{RunError, system};
+use crate::config::{self, Config};
+use crate::control::StopNotice;
+use crate::control::links::Link;
+use crate::datapath::egress::Egress;
+use crate::datapath::fdb::Fdbs;
+use crate::datapath::gro::GroConfig;
+use crate::datapath::ingress::Ingress;
+use crate::datapath::stats::Counters;
+use crate::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy, address_bytes};
+use crate::io::tun::{DeviceOptions, OverlayDevice, TX_QUEUE_LEN, TunQueue, TunQueues};
+use crate::io::tun_probe::WriteOffloads;
+use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
+use crate::io::udp_send::{SendPool, UdpSender};
+use crate::order::{self, OrderInbox, Orders};
+use crate::underlay::{self, Underlay};
+use crate::wireguard::desk::{Closing, Desk};
+use crate::wireguard::path::{Share, WireGuardPath};
+use crate::wireguard::setup::Bound;
+use crate::wireguard::steering::{Steering, Underlays, with_ports};
+use crate::wireguard::{self, Interface};
+use crate::worker::{Endpoint, Parts, Queue, Shared};
+
+/// Send sockets, and so source ports, of each local address.
+const SOURCE_PORTS: usize = 64;
+/// Most workers of a gateway without underlays, whose queues would say how many.
+const MOST_WORKERS: usize = 8;
+
+/// Everything made, nothing moving yet.
+pub struct Gateway {
+    pub(super) shared: Shared,
+    pub(super) underlays: Underlays,
+    pub(super) workers: Vec<Parts>,
+    pub(super) orders: Vec<Orders>,
+    pub(super) interfaces: Vec<Arc<Interface>>,
+    pub(super) desk: Desk,
+    pub(super) closing: Closing,
+}
+
+impl Gateway {
+    /// Makes everything that the configuration asks for. XDP comes last: from then on packets arrive.
+    pub(super) fn assemble(config: &Config, links: &[Link], mtus: &[u16]) -> Result<Self, RunError> {
+        let table = config.forwarding_table(mtus);
+        let counts = config.underlays.iter().map(underlay::queue_count).collect::<Result<Vec<_>, _>>()?;
+        let workers = counts.iter().copied().max().unwrap_or_else(workers_without_underlay);
+        let seed = RandomState::new().hash_one("netfwd");
+        let (desk, queue, closing) = Desk::new();
+        let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
+        let addresses = underlay_addresses(config, links);
+        let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
+        let table = Arc::new(with_ports(&table, &addresses, port_of));
+        let (devices, offloads) = open_devices(config, &table, workers)?;
+        let gro = gro_config(&config.gro, &offloads, seed);
+        let endpoints = open_endpoints(config, links, &table, workers)?;
+        let pools = open_pools(&table)?;
+        let mut queues: Vec<Vec<Option<Queue>>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut underlays = Vec::new();
+        for (underlay, count) in config.underlays.iter().zip(counts) {
+            // Preflight has seen the interface.
+            let Some(link) = links.iter().find(|link| link.name == underlay.interface) else { continue };
+            let (opened, sockets) = Underlay::open(underlay, link, &table, count)?;
+            let mut sockets = sockets.into_iter();
+            queues.iter_mut().for_each(|queues| queues.push(sockets.next()));
+            underlays.push(opened);
+        }
+        let underlays = Arc::new(Mutex::new(underlays));
+        let (orders, inboxes) = order_channels(workers)?;
+        let steering = Arc::new(Steering::new(underlays.clone(), addresses, table.clone(), orders.clone()));
+        let (shares, interfaces) = serve(config, links, ports, &steering, workers)?;
+        let parts = queues.into_iter().zip(devices).zip(endpoints).zip(shares).zip(inboxes).map(
+            |((((queues, devices), endpoints), shares), orders)| Parts {
+                busy_poll: queues.iter().flatten().any(Queue::is_busy_polled),
+                queues,
+                endpoints,
+                devices,
+                sender: UdpSender::new(pools.clone()),
+                ingress: Ingress::new(&gro, VerifyPolicy::default()),
+                egress: Egress::new(seed),
+                wireguard: WireGuardPath::new(shares),
+                orders,
+                deletion: None,
+                counters: Arc::new(Counters::new(table.tunnels().len())),
+            },
+        );
+        let workers = parts.collect();
+        let fdbs = Arc::new(Fdbs::new(&table, seed));
+        Ok(Self {
+            shared: Shared { table, fdbs, epoch: Instant::now() },
+            underlays,
+            workers,
+            orders,
+            interfaces,
+            desk,
+            closing,
+        })
+    }
+
+    /// A deleted device is the end from now on.
+    pub(super) fn end_with_device(&mut self, notice: &StopNotice) {
+        for parts in &mut self.workers {
+            parts.deletion = Some(notice.clone());
+        }
+    }
+}
+
+/// The kernel spreads peers over the workers' sockets.
+fn workers_without_underlay() -> usize {
+    thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MOST_WORKERS))
+}
+
+/// One device per tunnel, its queues by worker, and what the kernel takes on a write.
+fn open_devices(
+    config: &Config,
+    table: &ForwardingTable,
+    workers: usize,
+) -> Result<(Vec<TunQueues>, WriteOffloads), RunError> {
+    let mut by_worker: Vec<Vec<TunQueue>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut offloads = WriteOffloads::NONE;
+    for (tunnel, configured) in table.tunnels().iter().zip(&config.tunnels) {
+        let (device, queues) = OverlayDevice::create(&DeviceOptions {
+            name: tunnel.name.clone(),
+            link: tunnel.link(),
+            queues: workers,
+            mtu: tunnel.mtu,
+            mac: configured.vxlan().and_then(|vxlan| vxlan.mac),
+            addresses: configured.addresses.clone(),
+            tx_queue_len: TX_QUEUE_LEN,
+        })?;
+        // One driver serves them all.
+        offloads = device.offloads().write;
+        info!("tunnel {}: {}", tunnel.name, describe(tunnel, &device));
+        for (owner, queue) in by_worker.iter_mut().zip(queues) {
+            owner.push(queue);
+        }
+    }
+    Ok((by_worker.into_iter().map(TunQueues::new).collect(), offloads))
+}
+
+/// The configured rules, narrowed to what the kernel takes.
+fn gro_config(config: &config::Gro, offloads: &WriteOffloads, hash_secret: u64) -> GroConfig {
+    GroConfig {
+        tcp: config.tcp,
+        udp: config.udp && offloads.udp_segments > 1,
+        udp_exclude_ports: config.udp_exclude_ports.clone(),
+        udp_zero_checksum: config.udp_zero_checksum,
+        max_udp_segments: offloads.udp_segments as u16,
+        udp_short_last: offloads.udp_short_last,
+        hash_secret,
+    }
+}
+
+fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
+    let Tunnel { kind, vni, local, port, mtu, remotes, .. } = tunnel;
+    let what = match kind {
+        TunnelKind::WireGuard if local.is_unspecified() => format!("on every address, port {port}, MTU {mtu}"),
+        TunnelKind::WireGuard => format!("on {local} port {port}, MTU {mtu}"),
+        TunnelKind::Vxlan | TunnelKind::VxlanGpe => {
+            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {} remotes", remotes.len())
+        }
+    };
+    let offloads = device.offloads();
+    let read = if offloads.read_udp { "read" } else { "none read" };
+    format!("{} {what}, UDP superframes: {} segments written, {read}", kind.as_str(), offloads.write.udp_segments)
+}
+
+/// A socket per tunnel address and port and worker, by worker.
+fn open_endpoints(
+    config: &Config,
+    links: &[Link],
+    table: &ForwardingTable,
+    workers: usize,
+) -> Result<Vec<Vec<Endpoint>>, RunError> {
+    let mut by_worker: Vec<Vec<Endpoint>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut seen: Vec<SocketAddr> = Vec::new();
+    for tunnel in in_the_clear(table) {
+        let address = SocketAddr::new(tunnel.local, tunnel.port);
+        if seen.contains(&address) {
+            continue;
+        }
+        seen.push(address);
+        let shares = |other: &&Tunnel| SocketAddr::new(other.local, other.port) == address;
+        let udp6_zero_checksum_rx = table.tunnels().iter().filter(shares).any(|other| other.udp6_zero_checksum_rx);
+        let options = ReceiveOptions { udp6_zero_checksum_rx, ..ReceiveOptions::at(address) };
+        let sockets = ReceiveSocket::bind_group(&options, workers)?;
+        let verify = verify_policy(config, links, tunnel.local);
+        for (owner, socket) in by_worker.iter_mut().zip(sockets) {
+            let local = address_bytes(tunnel.local);
+            owner.push(Endpoint { socket, local, port: tunnel.port, verify });
+        }
+    }
+    Ok(by_worker)
+}
+
+/// The tunnels whose packets are not sealed.
+fn in_the_clear(table: &ForwardingTable) -> impl Iterator<Item = &Tunnel> {
+    table.tunnels().iter().filter(|tunnel| tunnel.kind != TunnelKind::WireGuard)
+}
+
+/// The addresses of all underlays.
+fn underlay_addresses(config: &Config, links: &[Link]) -> Vec<IpAddr> {
+    let is_underlay = |link: &&Link| config.underlays.iter().any(|underlay| underlay.interface == link.name);
+    links.iter().filter(is_underlay).flat_map(|link| link.addresses.iter().copied()).collect()
+}
+
+/// A way to tell each worker something.
+fn order_channels(workers: usize) -> Result<(Vec<Orders>, Vec<OrderInbox>), RunError> {
+    let channels: io::Result<Vec<_>> = (0..workers).map(|_| order::channel()).collect();
+    Ok(channels.map_err(system("eventfd"))?.into_iter().unzip())
+}
+
+/// The WireGuard interfaces, and what each worker has of them.
+fn serve(
+    config: &Config,
+    links: &[Link],
+    ports: Vec<Bound>,
+    steering: &Arc<Steering>,
+    workers: usize,
+) -> Result<(Vec<Vec<Share>>, Vec<Arc<Interface>>), RunError> {
+    let mut shares: Vec<Vec<Share>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut interfaces = Vec::new();
+    for bound in ports {
+        let verify = verify_policy(config, links, bound.local());
+        interfaces.push(Arc::new(bound.serve(steering, &mut shares, verify)?));
+    }
+    Ok((shares, interfaces))
+}
+
+/// The policy of the underlay that has this address, of the first one for every address; an address of another interface
+/// gets the default.
+fn verify_policy(config: &Config, links: &[Link], local: IpAddr) -> VerifyPolicy {
+    let has_address = |interface: &str| {
+        local.is_unspecified() || links.iter().any(|link| link.name == interface && link.addresses.contains(&local))
+    };
+    let underlay = config.underlays.iter().find(|underlay| has_address(&underlay.interface));
+    underlay.map(underlay::verify_policy).unwrap_or_default()
+}
+
+/// A pool of send sockets per local address; WireGuard sends from its own port.
+fn open_pools(table: &ForwardingTable) -> Result<Vec<Arc<SendPool>>, RunError> {
+    let mut locals: Vec<IpAddr> = in_the_clear(table).map(|tunnel| tunnel.local).collect();
+    locals.sort_unstable();
+    locals.dedup();
+    Ok(locals.into_iter().map(|local| SendPool::open(local, SOURCE_PORTS).map(Arc::new)).collect::<Result<_, _>>()?)
+}

@@ -1,0 +1,134 @@
+//! What is inside: congestion marks go through both ways, and a tag that is right says nothing about a checksum that
+//! was wrong before the packet was sealed.
+
+mod e2e;
+#[path = "support/packets.rs"]
+mod made;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use e2e::packets::{Capture, Packet, TCP, bound, received};
+use e2e::wireguard::start;
+use e2e::{FAMILIES, Rig};
+use made::{Field, Inner, UDP};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with, sockopt};
+use xtask::lab::{Family, Options, Program, Side, Tunnel};
+
+/// RFC 3168's codepoints, by value: Not-ECT, ECT(1), ECT(0), CE.
+const CODEPOINTS: [u8; 4] = [0b00, 0b01, 0b10, 0b11];
+const PORT: u16 = 5001;
+
+fn set_tos(socket: &UdpSocket, tos: u8) {
+    match socket.local_addr().expect("a bound socket") {
+        SocketAddr::V4(_) => sockopt::set_ip_tos(socket, tos).expect("IP_TOS"),
+        SocketAddr::V6(_) => sockopt::set_ipv6_tclass(socket, tos.into()).expect("IPV6_TCLASS"),
+    }
+}
+
+impl Rig {
+    /// One datagram with each mark, from a socket in the peer or the gateway.
+    fn send_marked(&self, from: Side, family: Family) {
+        let [peer, gateway] = [self.lab.peer_address(family), self.lab.gateway_address(family)];
+        let (namespace, source, target) = match from {
+            Side::Peer => (&self.lab.peer, peer, gateway),
+            Side::Gateway => (&self.lab.gateway, gateway, peer),
+        };
+        let sender = bound(namespace, source, 0);
+        for mark in CODEPOINTS {
+            set_tos(&sender, 0b0110_1000 | mark);
+            sender.send_to(b"marked", (target, PORT)).expect("a datagram");
+        }
+    }
+
+    /// The marks of what came to the port in the gateway.
+    fn marks_inside(capture: &Capture, to: IpAddr) -> Vec<u8> {
+        let inside = |packet: &Packet| packet.destination == to && packet.destination_port == PORT;
+        capture.packets().iter().filter(|packet| inside(packet)).map(Packet::ecn).collect()
+    }
+}
+
+#[test]
+fn inner_marks_show_outside_and_the_dscp_does_not() {
+    for underlay in FAMILIES {
+        let Some(rig) = start(Tunnel::wireguard(Program::WireguardGo).over(underlay)) else { return };
+        rig.greet();
+        for family in FAMILIES {
+            let capture = Capture::start(&rig.lab.peer);
+            rig.send_marked(Side::Gateway, family);
+            let from = rig.tunnel().outer_address(Side::Gateway);
+            let datagrams = capture.tunnelled(from, rig.tunnel().port).into_iter();
+            let ours = datagrams.filter(|packet| packet.transport[8] == 4 && packet.transport.len() > 8 + 32);
+            assert_eq!(ours.map(|packet| packet.tos).collect::<Vec<_>>(), CODEPOINTS, "{family:?} over {underlay:?}");
+        }
+        rig.assert_no_drops();
+        rig.stop();
+    }
+}
+
+#[test]
+fn congestion_on_the_way_shows_inside() {
+    for (underlay, xdp) in [(Family::V4, "auto"), (Family::V6, "auto"), (Family::V4, "off")] {
+        let options = Options::with_tunnels([Tunnel::wireguard(Program::WireguardGo).over(underlay)]);
+        let Some(rig) = Rig::configured(options, |config| config.xdp(xdp)) else { return };
+        rig.greet();
+        let ip = if underlay == Family::V4 { "ip" } else { "ip6" };
+        let mark = format!("add rule {ip} mark out udp dport 51820 {ip} ecn set ce");
+        for rule in [
+            &format!("add table {ip} mark"),
+            &format!("add chain {ip} mark out {{ type filter hook output priority 0 ; }}"),
+            &mark,
+        ] {
+            rig.lab.peer.exec(&format!("nft {rule}")).expect("a rule");
+        }
+        for (family, drops) in FAMILIES.into_iter().zip([1.0, 2.0]) {
+            let capture = Capture::start(&rig.lab.gateway);
+            rig.send_marked(Side::Peer, family);
+            // RFC 6040 §4.2: a packet that cannot carry the mark must not arrive as if there were none.
+            let labels = [("direction", "ingress"), ("reason", "ecn_ce_not_ect")];
+            rig.expect_count("netfwd_drops_total", &labels, drops);
+            let marks = Rig::marks_inside(&capture, rig.lab.gateway_address(family));
+            assert_eq!(marks, [0b11, 0b11, 0b11], "{family:?} over {underlay:?}, xdp {xdp}");
+        }
+        rig.stop();
+    }
+}
+
+/// Packets as they are into the far end's device: its kernel believes the checksums.
+fn send_raw(rig: &Rig, packets: &[Inner]) {
+    for packet in packets {
+        let family = if packet.source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let open = || socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW));
+        let socket = rig.lab.peer.run(open).expect("the namespace").expect("a raw socket");
+        sendto(&socket, &packet.bytes(), SendFlags::empty(), &SocketAddr::new(packet.destination, 0)).expect("sent");
+    }
+}
+
+#[test]
+fn a_wrong_inner_checksum_is_refused_though_it_is_authentic() {
+    let Some(rig) = start(Tunnel::wireguard(Program::WireguardGo)) else { return };
+    rig.greet();
+    let mut refused = 0.0;
+    for family in FAMILIES {
+        let (source, destination) = (rig.lab.peer_address(family), rig.lab.server_address(family));
+        let packet = |protocol, index: u16, field| {
+            let inner = Inner::new(protocol, &source.to_string(), &destination.to_string(), 600);
+            Inner { source_port: 40_000 + index, ..inner }.checksum(field)
+        };
+        let (receiver, capture) = (bound(&rig.lab.server, destination, PORT), Capture::start(&rig.lab.server));
+        // Wrong ones among right ones: whatever is merged, the wrong ones must not take part.
+        let fields = [Field::Right, Field::Wrong, Field::Right, Field::Wrong, Field::Right];
+        let udp: Vec<_> = fields.into_iter().zip(0..).map(|(field, index)| packet(UDP, index, field)).collect();
+        let tcp: Vec<_> = (0..4).map(|index| packet(made::TCP, index, Field::Wrong)).collect();
+        send_raw(&rig, &[udp, tcp].concat());
+        refused += 6.0;
+        let labels = [("direction", "ingress"), ("stage", "vet"), ("reason", "inner_l4_checksum")];
+        rig.expect_count("netfwd_drops_total", &labels, refused);
+        assert_eq!(received(&receiver).len(), 3, "{family:?}");
+        let arrived = capture.packets().into_iter().filter(|packet| packet.source == source);
+        let ports: BTreeSet<_> = arrived.clone().map(|packet| packet.source_port).collect();
+        assert_eq!(ports, BTreeSet::from([40_000, 40_002, 40_004]));
+        assert_eq!(arrived.filter(|packet| packet.protocol == TCP).count(), 0);
+    }
+    rig.stop();
+}

@@ -1,0 +1,153 @@
+//! `netfwd wg` as wg-quick and init scripts meet it: when it returns, what it leaves, and what ends the process that stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use netfwd::control::uapi::server::DIRECTORY;
+use xtask::lab::{Namespace, output, root_or_skip};
+use xtask::machine::wait_until;
+
+const NETFWD: &str = env!("CARGO_BIN_EXE_netfwd");
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A namespace with a name for one device in it; whatever still serves the device ends with it.
+struct Host {
+    namespace: Namespace,
+    device: String,
+}
+
+impl Host {
+    fn new(test: &str) -> Option<Self> {
+        if !root_or_skip() {
+            return None;
+        }
+        let namespace = Namespace::create(&format!("nf-{}-{test}", std::process::id())).expect("a namespace");
+        // Sockets are in one directory for all namespaces.
+        let device = format!("nf{}{}", std::process::id() % 10_000_000, &test[..3]);
+        Some(Self { namespace, device })
+    }
+
+    fn run(&self, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Output {
+        // The output ends when nobody has the pipe any more: a process that keeps it would make this wait for ever.
+        self.namespace.command(program).args(arguments).stdin(Stdio::null()).output().expect("it starts")
+    }
+
+    fn start(&self) {
+        let Output { status, stdout, stderr } = self.run(NETFWD, &["wg", &self.device]);
+        assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+        assert!(stdout.is_empty() && stderr.is_empty());
+        assert!(self.socket().exists() && self.has_link(), "both are there when it returns");
+    }
+
+    fn socket(&self) -> PathBuf {
+        Path::new(DIRECTORY).join(format!("{}.sock", self.device))
+    }
+
+    fn has_link(&self) -> bool {
+        self.namespace.exec(&format!("ip link show {}", self.device)).is_ok()
+    }
+
+    /// The process that serves the device.
+    fn server(&self) -> Option<u32> {
+        let processes = fs::read_dir("/proc").expect("procfs");
+        let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        ids.into_iter().find(|id| {
+            let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+            words.contains(&&b"--background"[..]) && words.contains(&self.device.as_bytes())
+        })
+    }
+
+    fn assert_gone(&self) {
+        let gone = || !self.socket().exists() && !self.has_link() && self.server().is_none();
+        assert!(wait_until(PATIENCE, gone), "socket {}, link {}", self.socket().exists(), self.has_link());
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(server) = self.server() {
+            let _ = Command::new("kill").arg(server.to_string()).status();
+        }
+    }
+}
+
+#[test]
+fn it_returns_when_device_and_socket_exist_and_ends_with_the_device() {
+    let Some(host) = Host::new("del") else { return };
+    host.start();
+    let shown = host.namespace.exec(&format!("wg show {} listen-port", host.device)).expect("wg");
+    assert_ne!(shown.trim(), "0");
+    let Output { status, stderr, .. } = host.run(NETFWD, &["wg", &host.device]);
+    let said = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("exists already") && said.lines().count() == 1, "{said}");
+    assert!(host.socket().exists() && host.has_link(), "the first one is not disturbed");
+    host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
+    host.assert_gone();
+}
+
+#[test]
+fn removing_the_socket_ends_it() {
+    let Some(host) = Host::new("socket") else { return };
+    host.start();
+    fs::remove_file(host.socket()).expect("there");
+    host.assert_gone();
+}
+
+#[test]
+fn sigterm_ends_it_and_a_killed_one_s_socket_is_replaced() {
+    let Some(host) = Host::new("term") else { return };
+    for signal in ["-TERM", "-INT"] {
+        host.start();
+        let server = host.server().expect("a process").to_string();
+        output(Command::new("kill").args([signal, &server])).expect("ours");
+        host.assert_gone();
+    }
+    host.start();
+    let server = host.server().expect("a process").to_string();
+    output(Command::new("kill").args(["-KILL", &server])).expect("ours");
+    assert!(wait_until(PATIENCE, || !host.has_link()), "the kernel takes the device away");
+    assert!(host.socket().exists(), "nobody could remove it");
+    host.start();
+}
+
+#[test]
+fn the_name_netfwd_wg_takes_the_device_alone_as_wg_quick_gives_it() {
+    let Some(host) = Host::new("name") else { return };
+    let link = std::env::temp_dir().join(format!("netfwd-wg-{}", std::process::id()));
+    fs::create_dir_all(&link).expect("a directory");
+    let link = link.join("netfwd-wg");
+    std::os::unix::fs::symlink(NETFWD, &link).expect("a new link");
+    let Output { status, stderr, .. } = host.run(&link, &[&host.device]);
+    fs::remove_dir_all(link.parent().expect("a directory")).expect("ours");
+    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+    assert!(host.socket().exists() && host.has_link());
+    host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
+    host.assert_gone();
+}
+
+#[test]
+fn in_the_foreground_it_stays_and_a_signal_is_a_good_end() {
+    let Some(host) = Host::new("front") else { return };
+    let mut child = host.namespace.command(NETFWD).args(["wg", "-f", &host.device]).spawn().expect("it starts");
+    assert!(wait_until(PATIENCE, || host.socket().exists() && host.has_link()));
+    // Core dumps of it would have keys in them.
+    let limits = fs::read_to_string(format!("/proc/{}/limits", child.id())).expect("procfs");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_ascii_whitespace().nth(4), Some("0"), "{core}");
+    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
+    assert!(child.wait().expect("ours").success());
+    host.assert_gone();
+}
+
+#[test]
+fn a_name_that_is_none_is_an_error_on_the_caller_s_stderr() {
+    let Some(host) = Host::new("none") else { return };
+    let Output { status, stderr, .. } = host.run(NETFWD, &["wg", "a/b"]);
+    let said = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("is no interface name"), "{said}");
+}
