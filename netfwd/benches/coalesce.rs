@@ -12,8 +12,8 @@
 //! figure a checksum pass over the packets that are merged is taken off. Its own AVX2 pass is not exported; netfwd's
 //! portable one, which takes longer, stands in, and so takes off too much rather than too little.
 //!
-//! tun-rs copies each packet and each payload; that is its way of coalescing and is not taken off. Restoring its buffers
-//! between rounds is outside of the measured time. Its hash maps start each round empty but with their memory.
+//! tun-rs copies each packet and each payload; that is its way of coalescing and is not taken off. Each of its buffers has
+//! room for a superframe, since any may become one; restoring them between rounds is outside of the measured time. Its hash maps start each round empty but with their memory.
 //!
 //! Below, the checksum alone: the portable sum beside the one that user space uses, from the first-level cache, from
 //! the second and from memory.

@@ -7,6 +7,7 @@
 //! peers).
 
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,6 +35,8 @@ use crate::wireguard::path::{Onward, PortIndex, WireGuardPath};
 
 /// Packets of one AF_XDP batch, and so the most that can meet in one superframe.
 pub const BATCH: usize = 256;
+/// How often one batch may find something in the RX ring.
+const LOOKS: usize = 8;
 /// Superframes read from one device before the others get their turn.
 const DEVICE_BURST: usize = 16;
 /// Batches of each source that are taken after the stop: half an RX ring.
@@ -42,10 +45,10 @@ const DRAIN_ROUNDS: usize = 8;
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// An AF_XDP socket and its batch.
+/// An AF_XDP socket and its batch, in as many parts as looks at the ring gave.
 pub struct Queue {
     socket: xsk::Socket,
-    batch: xsk::RxBatch,
+    batch: [xsk::RxBatch; LOOKS],
     verify: VerifyPolicy,
     busy_poll: bool,
     gauges: Arc<FrameGauges>,
@@ -54,7 +57,7 @@ pub struct Queue {
 impl Queue {
     /// A queue whose unverified packets are vetted by `verify`.
     pub fn new(socket: xsk::Socket, verify: VerifyPolicy, busy_poll: bool, gauges: Arc<FrameGauges>) -> Self {
-        let batch = socket.batch(BATCH);
+        let batch = std::array::from_fn(|_| socket.batch(BATCH));
         gauges.publish(socket.frame_counts());
         Self { socket, batch, verify, busy_poll, gauges }
     }
@@ -280,16 +283,18 @@ impl Worker {
     }
 
     /// NIC → AF_XDP → lookup → decap (or open) → vet → coalesce → TUN/TAP.
+    ///
+    /// The driver hands packets over in portions that it chooses (veth: 64), which would cut a sender's superframe in two.
+    /// So a batch that still has room takes what arrived while its packets were coalesced and its frames written.
     fn ingress_queue(&mut self, index: usize, now_seconds: u32) {
         let Parts { queues, devices, ingress, counters, wireguard, .. } = &mut self.parts;
         let Shared { table, fdbs, .. } = &self.shared;
         let Some(queue) = queues.get_mut(index).and_then(Option::as_mut) else { return };
-        let refused_before = queue.socket.refused();
-        queue.socket.recv(&mut queue.batch, BATCH);
-        count_refused(counters, refused_before, queue.socket.refused());
-        let received = queue
-            .batch
-            .iter_mut()
+        let Queue { socket, batch, busy_poll, .. } = queue;
+        // Polled, the driver has put its portion into the ring on this very thread: there is nothing to look for.
+        let looks = if *busy_poll { 1 } else { LOOKS };
+        let refused_before = socket.refused();
+        let received = look_by_look(socket, &mut batch[..looks])
             .map(|frame| Received { bytes: frame.bytes, origin: Origin::Xdp { metadata: frame.metadata } });
         let mut learn = |tunnel, mac, remote| {
             let outcome = fdbs.learn(tunnel, &mac, remote, now_seconds);
@@ -299,7 +304,10 @@ impl Worker {
         let mut sealed = wireguard.messages();
         ingress.run(table, &mut learn, &mut |message| sealed.push(message), counters, received, devices);
         wireguard.deliver(sealed, Onward { table, ingress, counters, sink: devices });
-        queue.socket.release(&mut queue.batch);
+        count_refused(counters, refused_before, queue.socket.refused());
+        for part in &mut queue.batch {
+            queue.socket.release(part);
+        }
         queue.gauges.publish(queue.socket.frame_counts());
     }
 
@@ -381,6 +389,30 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Packets as long as there are some, one part of a batch per look that found any. After a `None` there may be more later.
+fn look_by_look<'a>(
+    socket: &'a mut xsk::Socket,
+    parts: &'a mut [xsk::RxBatch],
+) -> impl Iterator<Item = xsk::Received<'a>> {
+    let (mut room, mut parts, mut packets) = (BATCH, parts.iter_mut(), None);
+    let mut empty = parts.next();
+    iter::from_fn(move || {
+        loop {
+            if let Some(packet) = packets.as_mut().and_then(Iterator::next) {
+                return Some(packet);
+            }
+            let part = empty.take()?;
+            let arrived = socket.recv(part, room);
+            if arrived == 0 {
+                empty = Some(part);
+                return None;
+            }
+            room -= arrived;
+            (packets, empty) = (Some(part.iter_mut()), parts.next());
+        }
+    })
 }
 
 /// What the socket itself refused is a drop like any other.

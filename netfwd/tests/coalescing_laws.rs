@@ -5,7 +5,7 @@ mod packets;
 
 use std::collections::BTreeMap;
 
-use netfwd::datapath::gro::{Coalescer, GroConfig};
+use netfwd::datapath::gro::{Coalescer, GroConfig, MAX_BATCH};
 use netfwd::datapath::packet::{Checksums, InnerPacket, Link, TunnelIndex};
 use netfwd::datapath::stats::Counters;
 use packets::*;
@@ -189,19 +189,41 @@ struct Outcome {
 }
 
 fn coalesce(samples: &[Sample], config: &GroConfig, ethernet: bool) -> Outcome {
-    let link = if ethernet { Link::Ethernet } else { Link::Ip };
-    let packets: Vec<_> = samples
-        .iter()
-        .map(|sample| InnerPacket {
-            tunnel: TunnelIndex(sample.tunnel),
-            link,
-            bytes: &sample.bytes,
-            checksums: sample.checksums,
-        })
-        .collect();
+    let packets = inner_packets(samples, ethernet);
     let (mut sink, counters) = (Sink::default(), Counters::new(2));
     Coalescer::new(config).coalesce(&packets, &counters, &mut sink);
     Outcome { frames: sink.frames, counters }
+}
+
+/// Writes a frame in the middle of a batch whenever so many packets as the next portion says have been added.
+fn coalesce_in_portions(samples: &[Sample], portions: &[usize]) -> Outcome {
+    let packets = inner_packets(samples, false);
+    let (mut sink, counters) = (Sink::default(), Counters::new(2));
+    let mut coalescer = Coalescer::new(&GroConfig::default());
+    let mut portions = portions.iter().cycle();
+    for batch in packets.chunks(MAX_BATCH) {
+        coalescer.begin();
+        let mut left = 0;
+        for count in 1..=batch.len() {
+            coalescer.add(&batch[..count], &counters);
+            if left == 0 {
+                coalescer.write_next(&batch[..count], &counters, &mut sink);
+                left = portions.next().copied().unwrap_or_default();
+            }
+            left -= 1;
+        }
+        coalescer.finish(batch, &counters, &mut sink);
+    }
+    Outcome { frames: sink.frames, counters }
+}
+
+fn inner_packets(samples: &[Sample], ethernet: bool) -> Vec<InnerPacket<'_>> {
+    let link = if ethernet { Link::Ethernet } else { Link::Ip };
+    let packets = samples.iter().map(|Sample { tunnel, bytes, checksums }| {
+        let tunnel = TunnelIndex(*tunnel);
+        InnerPacket { tunnel, link, bytes, checksums: *checksums }
+    });
+    packets.collect()
 }
 
 /// A flow as a receiver would tell it, read without the code under test: tunnel, addresses, protocol and ports. The
@@ -331,6 +353,17 @@ proptest! {
         if samples.len() <= 256 && all.windows(2).all(|pair| pair[0] != pair[1]) {
             check_fragments(&samples, &origin)?;
         }
+    }
+
+    #[test]
+    fn the_same_holds_when_frames_are_written_in_between(
+        samples in batch(),
+        portions in prop::collection::vec(1usize..20, 1..8),
+    ) {
+        let outcome = coalesce_in_portions(&samples, &portions);
+        let origin = check_resplit_law(&samples, &outcome, false)?;
+        check_no_laundering(&samples, &origin)?;
+        check_counters(&samples, &outcome)?;
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn a_device_ends_with_its_link() {
 fn what_a_killed_process_left_is_in_nobodys_way() {
     let Some(quick) = Quick::new() else { return };
     let killed = quick.foreground();
-    let pid = rustix::process::Pid::from_raw(killed.id() as i32).expect("a process");
+    let pid = rustix::process::Pid::from_raw(killed.id().expect("it runs") as i32).expect("a process");
     rustix::process::kill_process(pid, Signal::KILL).expect("the end");
     assert!(wait_until(PATIENCE, || !quick.exists()), "the link stays");
     assert!(quick.socket().exists(), "nobody could have removed it");

@@ -72,10 +72,19 @@ impl World {
         Self { policy: VerifyPolicy { verify, accept_partial }, ..Self::new() }
     }
 
-    fn run(&mut self, mut batch: Vec<(Vec<u8>, Origin)>) -> &[Written] {
+    fn run(&mut self, batch: Vec<(Vec<u8>, Origin)>) -> &[Written] {
+        self.run_in_portions(batch.into_iter().map(Some).collect())
+    }
+
+    /// Each `None` stands for a look at the ring that finds nothing.
+    fn run_in_portions(&mut self, mut batch: Vec<Option<(Vec<u8>, Origin)>>) -> &[Written] {
         let mut ingress = Ingress::new(&GroConfig::default(), self.policy);
         let learned = &mut self.learned;
-        let received = batch.iter_mut().map(|(bytes, origin)| Received { bytes, origin: *origin });
+        let mut arrivals = batch.iter_mut();
+        let received = std::iter::from_fn(|| {
+            let (bytes, origin) = arrivals.next()?.as_mut()?;
+            Some(Received { bytes, origin: *origin })
+        });
         let mut learn = |tunnel, mac, remote| learned.push((tunnel, mac, remote));
         ingress.run(&self.table, &mut learn, &mut |_| {}, &self.counters, received, &mut self.sink);
         &self.sink.frames
@@ -150,6 +159,24 @@ fn a_train_from_xdp_becomes_one_superframe() {
     assert_eq!(world.counters.tunnels[0].receive_packets.get(), 10);
     assert_eq!(world.counters.tunnels[0].receive_bytes.get(), 10 * 1054);
     assert_eq!(resplit(&world.sink.frames[0], true)[9], ethernet(&packet.build(), 1, &[]));
+}
+
+#[test]
+fn what_arrives_while_a_frame_is_written_joins_the_runs_that_are_left() {
+    let mut flows = [tcp(false), Packet { ports: (5, 6), ..tcp(false) }];
+    let mut next = |flow: usize| {
+        flows[flow] = flows[flow].following(pattern(1000, flow as u32));
+        vxlan(&ethernet(&flows[flow].build(), 1, &[]))
+    };
+    // The second flow's run is still open when its next packet comes, the first flow's is written.
+    let arrivals = vec![Some(next(0)), Some(next(1)), None, Some(next(0)), Some(next(1)), None, None];
+    let inner = |arrival: &Option<(Vec<u8>, Origin)>| arrival.as_ref().map(|(bytes, _)| bytes[8..].to_vec());
+    let [a1, b1, _, a2, b2, ..] = &arrivals.iter().map(inner).collect::<Vec<_>>()[..] else { unreachable!() };
+    let mut world = World::new();
+    let frames = world.run_in_portions(arrivals.clone());
+    let out: Vec<_> = frames.iter().flat_map(|frame| resplit(frame, true)).map(Some).collect();
+    assert_eq!(frames.iter().map(|frame| frame.packets).collect::<Vec<_>>(), [1, 2, 1]);
+    assert_eq!(out, [a1, b1, b2, a2].map(Clone::clone));
 }
 
 #[test]

@@ -185,7 +185,7 @@ fn a_flood_with_forged_sources_is_forgotten() {
     let mut wire = Wire::default();
     a.send(&packet(1), &mut wire).expect("a peer");
     let initiation = wire.datagrams().next().expect("an initiation").to_vec();
-    let mut flood = |b: &mut End, first: u32| {
+    let flood = |b: &mut End, first: u32| {
         let (now, mut answers) = (Now::read(), 0u64);
         for from in first..first + SOURCES {
             let path = Path::to(SocketAddr::new(Ipv4Addr::from(from).into(), 1));

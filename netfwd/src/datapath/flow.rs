@@ -123,7 +123,7 @@ impl PartialEq for FlowKey {
 
 impl FlowKey {
     /// The key's hash under `secret`.
-    #[inline]
+    #[inline(always)]
     pub fn hash(&self, secret: u64) -> u64 {
         hash(self.head, &self.addresses, secret)
     }
@@ -145,7 +145,7 @@ impl FlowKey {
 }
 
 /// Both factors of each product are secret: a sender who could make one zero would choose the hash.
-#[inline]
+#[inline(always)]
 fn hash(head: u64, addresses: &[u64; 4], secret: u64) -> u64 {
     let [a, b, c, d] = *addresses;
     let other = secret.rotate_left(29) ^ 0xd6e8_feb8_6659_fd93;

@@ -86,6 +86,9 @@ impl Ingress {
 
     /// Takes one receive batch through to the sink.
     ///
+    /// Whenever `batch` has nothing more, one frame is written and then it is asked again, so that what arrived meanwhile
+    /// still meets its run. Nothing waits for that: the end is when there is neither a packet nor a frame.
+    ///
     /// `learn` is told of inner source addresses on learning L2 tunnels, at most once in a while per address and batch;
     /// `sealed` gets the WireGuard messages.
     pub fn run<'a>(
@@ -94,40 +97,45 @@ impl Ingress {
         learn: &mut impl FnMut(TunnelIndex, Mac, RemoteIndex),
         sealed: &mut impl FnMut(SealedMessage<'a>),
         counters: &Counters,
-        batch: impl Iterator<Item = Received<'a>>,
+        mut batch: impl Iterator<Item = Received<'a>>,
         sink: &mut impl FrameSink,
     ) {
         let mut packets: Vec<InnerPacket<'a>> = mem::take(&mut self.packets);
         let mut cache = LookupCache::default();
         self.learned = RecentlyLearned::default();
         self.coalescer.begin();
-        for received in batch {
-            let accepted = match open(table, &mut cache, received, self.policy) {
-                Ok(Opened::Packet(packet)) => self.accept(table, learn, counters, packet),
-                Ok(Opened::Message(message)) => {
-                    if let Some(reason) = message.tolerated {
-                        counters.tolerated[reason.index()].add(1);
+        loop {
+            while packets.len() < MAX_BATCH
+                && let Some(received) = batch.next()
+            {
+                let accepted = match open(table, &mut cache, received, self.policy) {
+                    Ok(Opened::Packet(packet)) => self.accept(table, learn, counters, packet),
+                    Ok(Opened::Message(message)) => {
+                        if let Some(reason) = message.tolerated {
+                            counters.tolerated[reason.index()].add(1);
+                        }
+                        sealed(message);
+                        continue;
                     }
-                    sealed(message);
-                    continue;
+                    Err(reason) => Err(Refusal { stage: Stage::Decap, reason }),
+                };
+                match accepted {
+                    Ok(packet) => packets.push(packet),
+                    Err(refusal) => {
+                        counters.drops.add(Direction::Ingress, refusal.stage, refusal.reason, 1);
+                        continue;
+                    }
                 }
-                Err(reason) => Err(Refusal { stage: Stage::Decap, reason }),
-            };
-            match accepted {
-                Ok(packet) => packets.push(packet),
-                Err(refusal) => {
-                    counters.drops.add(Direction::Ingress, refusal.stage, refusal.reason, 1);
-                    continue;
-                }
+                self.coalescer.add(&packets, counters);
             }
-            self.coalescer.add(&packets, counters);
             if packets.len() == MAX_BATCH {
                 self.coalescer.finish(&packets, counters, sink);
                 self.coalescer.begin();
                 packets.clear();
+            } else if !self.coalescer.write_next(&packets, counters, sink) {
+                break;
             }
         }
-        self.coalescer.finish(&packets, counters, sink);
         self.packets = recycle(packets);
     }
 

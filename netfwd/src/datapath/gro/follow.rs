@@ -97,7 +97,7 @@ impl Coalescer {
         l4: &[u8; tcp::HEADER_LEN],
     ) -> Option<()> {
         let flow = self.table.find(&network.key, network.key.hash(self.rules.hash_secret))?;
-        let run = self.runs.get_mut(usize::from(flow.run))?;
+        let run = self.runs.get_mut(usize::from(flow.run)).filter(|_| usize::from(flow.run) >= self.written)?;
         let bytes = batch[usize::from(position)].bytes;
         // A closed run's common fields need not be those of its packets.
         if flow.closed.is_some() || flow.common.network != network.word || usize::from(flow.common.ip) != network.ip {

@@ -188,6 +188,8 @@ pub struct Coalescer {
     rules: Rules,
     table: FlowTable,
     runs: Vec<Run>,
+    /// How many of them, from the first on, are written: nothing may join those any more.
+    written: usize,
     /// For each packet of the batch, the next one of its run.
     next: Box<[u16; MAX_BATCH]>,
     pairs: PairBarriers,
@@ -201,6 +203,7 @@ impl Coalescer {
             rules: Rules::new(config),
             table: FlowTable::new(),
             runs: Vec::with_capacity(MAX_BATCH),
+            written: 0,
             next: Box::new([0; MAX_BATCH]),
             pairs: PairBarriers::default(),
             slices: output::Gather::new(),
@@ -225,6 +228,7 @@ impl Coalescer {
     pub fn begin(&mut self) {
         self.table.clear();
         self.runs.clear();
+        self.written = 0;
         self.pairs.clear();
     }
 
@@ -237,9 +241,21 @@ impl Coalescer {
         }
     }
 
+    /// Writes the first run that is not written yet; whether there was one.
+    ///
+    /// More packets may be added then: they join the runs that are left, or seed new ones.
+    pub fn write_next(&mut self, batch: &[InnerPacket<'_>], counters: &Counters, sink: &mut impl FrameSink) -> bool {
+        let is_left = self.written < self.runs.len();
+        if is_left {
+            self.write_run(self.written, batch, counters, sink);
+            self.written += 1;
+        }
+        is_left
+    }
+
     /// Writes every run, in the order of their seeds.
     pub fn finish(&mut self, batch: &[InnerPacket<'_>], counters: &Counters, sink: &mut impl FrameSink) {
-        self.write_out(batch, counters, sink);
+        while self.write_next(batch, counters, sink) {}
     }
 
     /// Puts a packet into a run; the reason, if it is a new one.
@@ -264,7 +280,7 @@ impl Coalescer {
     fn join_or_seed(&mut self, batch: &[InnerPacket<'_>], position: u16, candidate: &Candidate) -> Option<FlushReason> {
         let key = &candidate.common.key;
         let (flow, is_new) = self.table.find_or_insert(key, key.hash(self.rules.hash_secret));
-        let reason = if is_new {
+        let reason = if is_new || usize::from(flow.run) < self.written {
             FlushReason::FirstInBatch
         } else {
             let run = &mut self.runs[usize::from(flow.run)];

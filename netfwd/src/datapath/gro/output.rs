@@ -37,17 +37,21 @@ impl Gather {
 }
 
 impl Coalescer {
-    /// What [`Self::finish`] does.
-    pub(super) fn write_out(&mut self, batch: &[InnerPacket<'_>], counters: &Counters, sink: &mut impl FrameSink) {
-        for index in 0..self.runs.len() {
-            let run = self.runs[index];
-            let tunnel = counters.tunnel(batch[usize::from(run.first)].tunnel);
-            tunnel.gro_input_packets[run.proto as usize].add(u64::from(run.count));
-            tunnel.gro_output_frames[run.proto as usize].add(1);
-            counters.frame_segments(u64::from(run.count));
-            if run.count == 1 || !self.write_superframe(&run, batch, counters, sink) {
-                self.write_singly(&run, batch, counters, sink);
-            }
+    /// Writes the run at `index`.
+    pub(super) fn write_run(
+        &mut self,
+        index: usize,
+        batch: &[InnerPacket<'_>],
+        counters: &Counters,
+        sink: &mut impl FrameSink,
+    ) {
+        let run = self.runs[index];
+        let tunnel = counters.tunnel(batch[usize::from(run.first)].tunnel);
+        tunnel.gro_input_packets[run.proto as usize].add(u64::from(run.count));
+        tunnel.gro_output_frames[run.proto as usize].add(1);
+        counters.frame_segments(u64::from(run.count));
+        if run.count == 1 || !self.write_superframe(&run, batch, counters, sink) {
+            self.write_singly(&run, batch, counters, sink);
         }
     }
 
