@@ -16,9 +16,11 @@ use super::plan::{Plan, Step, Tests};
 use crate::cargo::cargo;
 
 /// Test programs and what of them is run.
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 7] = [
     Program { name: "xdp_verdicts", tests: &[], seconds: 600 },
     Program { name: "e2e_kernels", tests: &[], seconds: 180 },
+    // Before Linux 6.11 this is where `UDP_SEGMENT` is refused.
+    Program { name: "udp_io", tests: &["runs_pass_an_interface_without_checksum_offload"], seconds: 120 },
     Program {
         name: "e2e_traffic",
         tests: &["vxlan_over_ipv4_carries_both_families", "vxlan_gpe_over_ipv6_carries_both_families"],
