@@ -134,7 +134,7 @@ impl Opener {
         let peer = sessions.get(&receiver).ok_or(DropReason::NoSession)?;
         let len = message.bytes.len();
         // The library would refuse it with an allocation.
-        if len < Data::MIN_LEN || len >= MAX_MESSAGE {
+        if !(Data::MIN_LEN..MAX_MESSAGE).contains(&len) {
             return Err(DropReason::BadLength);
         }
         self.groups.add(peer, &mut self.slots);

@@ -40,11 +40,8 @@ impl Message {
     }
 }
 
-/// What is in the queue.
-enum Order {
-    Message(Message),
-    Wake,
-}
+/// What is in the queue: a message, or a wake-up.
+type Order = Option<Message>;
 
 /// A queue for `capacity` handshake messages, shared by all devices.
 pub fn queue(capacity: usize) -> (QueueSender, QueueReceiver) {
@@ -63,12 +60,12 @@ pub struct QueueSender {
 impl QueueSender {
     /// Hands a message over, or says that there was no room.
     pub fn send(&self, message: Message) -> bool {
-        self.try_send(Order::Message(message))
+        self.try_send(Some(message))
     }
 
     /// Wakes the other end up. A full queue means that it is awake.
     pub fn wake(&self) {
-        self.try_send(Order::Wake);
+        self.try_send(None);
     }
 
     fn try_send(&self, order: Order) -> bool {
@@ -99,10 +96,7 @@ impl QueueReceiver {
         match order {
             Ok(order) => {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
-                match order {
-                    Order::Message(message) => Some(message),
-                    Order::Wake => None,
-                }
+                order
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
         }
