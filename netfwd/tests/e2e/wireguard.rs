@@ -117,7 +117,7 @@ impl Rig {
     }
 
     /// What the far end's queues have dropped: its sockets' and its devices'.
-    fn far_losses(&self) -> u64 {
+    pub fn far_losses(&self) -> u64 {
         let Self { lab, .. } = self;
         let text = lab.peer.exec("cat /proc/net/snmp /proc/net/snmp6").expect("counters");
         let devices = [self.far_device().name(), UNDERLAY].map(|device| lab.peer.statistic(device, "tx_dropped"));
