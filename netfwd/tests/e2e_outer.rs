@@ -275,7 +275,8 @@ fn injected_frames_arrive(underlay: Family, reason: Option<&str>, frame: impl Fn
         let payloads: Vec<_> = sent.into_iter().map(|inner| inner.payload).collect();
         assert!(arrived == payloads, "{} of 50 datagrams arrived inside {family:?}, or others did", arrived.len());
         match reason {
-            Some(reason) => assert_eq!(growth.of("netfwd_xdp_passes_total", &[("reason", reason)]), 50.0),
+            // The kernels' own multicast reports have options and extension headers, too (RFC 3376, RFC 3810).
+            Some(reason) => assert!(growth.of("netfwd_xdp_passes_total", &[("reason", reason)]) >= 50.0),
             None => assert!(growth.redirected() >= 50.0, "{} frames came through AF_XDP", growth.redirected()),
         }
     }
