@@ -50,6 +50,13 @@ pub enum UnderlayError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// Generic XDP would see merged packets, whose headers describe none of those that came. Preflight has asked before the
+    /// start; an interface that comes back may be set up differently.
+    #[error("{interface}: generic XDP runs behind GRO: turn it off (ethtool -K {interface} gro off)")]
+    BehindGro {
+        /// The interface.
+        interface: String,
+    },
     /// The XDP program was refused.
     #[error("{interface}: {source}")]
     Xdp {
@@ -152,8 +159,7 @@ impl Underlay {
         if self.config.debug {
             self.log = Some(program.take_log().map_err(|error| refused(&self.config, error))?);
         }
-        let queues = self.attach(link)?;
-        Ok(queues)
+        self.attach(link)
     }
 
     /// Hangs the program on `link` and opens its sockets; nothing of it stays if that fails. Logs what came of it.
@@ -170,6 +176,9 @@ impl Underlay {
         let (config, policy) = (&self.config, self.policy(link));
         let failed = |error| refused(config, error);
         let queues = queue_count(config)?.min(self.queues);
+        if config.xdp == XdpMode::Generic && ethtool::merges_on_receive(&config.interface).unwrap_or(false) {
+            return Err(UnderlayError::BehindGro { interface: config.interface.clone() });
+        }
         let Some(program) = &mut self.program else { return Ok((AttachedMode::Native, Vec::new())) };
         program.set_policy(policy).map_err(failed)?;
         let wanted = if config.xdp == XdpMode::Generic { AttachMode::Generic } else { AttachMode::Native };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use e2e::packets::{bound, received};
 use e2e::{FAMILIES, Rig, equal, mixed};
-use xtask::lab::{Family, Options, Tunnel};
+use xtask::lab::{Config, Family, Options, Tunnel};
 use xtask::machine::wait_until;
 
 /// The control thread looks once a second, at an interface that refuses every 16 s; the rest is for a busy machine.
@@ -155,6 +155,26 @@ fn an_underlay_that_comes_back_and_refuses_xdp_is_used_through_the_kernels_socke
     await_mode(&rig, "copy", 2.0);
     let ((), growth) = rig.during(|| rig.a_little_of_everything());
     assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
+    rig.stop();
+}
+
+/// A new interface has GRO on again, and generic XDP behind it would see packets that nobody sent.
+#[test]
+fn generic_xdp_does_not_come_back_behind_gro() {
+    let started = Rig::from_text(Options::default(), |lab| {
+        lab.gateway.exec("ethtool -K under0 gro off").expect("no GRO");
+        Config::of(lab).xdp("generic").text()
+    });
+    let Some(rig) = started else { return };
+    rig.lab.delete_underlay().expect("deleted");
+    await_mode(&rig, "off", 1.0);
+    rig.lab.restore_underlay().expect("restored");
+    assert!(wait_until(LOOKS, || rig.netfwd.log().contains("ethtool -K under0 gro off")), "{}", rig.netfwd.log());
+    await_mode(&rig, "off", 1.0);
+    rig.a_little_of_everything();
+    rig.lab.gateway.exec("ethtool -K under0 gro off").expect("no GRO");
+    await_mode(&rig, "copy", 1.0);
+    await_a_redirect(&rig);
     rig.stop();
 }
 

@@ -1,4 +1,5 @@
 //! `netfwd wg` as wg-quick and init scripts meet it: when it returns, what it leaves, and what ends the process that stays.
+//! And the same device in `netfwd run`, where a file configures it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use netfwd::control::uapi::server::DIRECTORY;
-use xtask::lab::{Namespace, output, root_or_skip};
+use xtask::lab::{Namespace, output, root_or_skip, write_secret};
 use xtask::machine::wait_until;
 
 const NETFWD: &str = env!("CARGO_BIN_EXE_netfwd");
@@ -150,4 +151,36 @@ fn a_name_that_is_none_is_an_error_on_the_caller_s_stderr() {
     let said = String::from_utf8_lossy(&stderr);
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(said.contains("is no interface name"), "{said}");
+}
+
+#[test]
+fn a_configured_tunnel_has_a_control_socket_and_finds_its_peers_by_name() {
+    let Some(host) = Host::new("run") else { return };
+    host.namespace.exec("ip link set lo up").expect("up");
+    let directory = std::env::temp_dir().join(format!("netfwd-wg-run-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("a directory");
+    let private = "WAmgVYXkbT2bCtdcDwolI88/iVi/aV3/PHcUBTQSYmo=";
+    write_secret(&directory.join("wg0.key"), private).expect("written");
+    let peer = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+    let config = directory.join("gateway.toml");
+    let text = format!(
+        "[metrics]\nwireguard_peers = true\n[[underlay]]\ninterface = \"lo\"\nxdp = \"off\"\n[[tunnel]]\nname = \"{}\"\n\
+         kind = \"wireguard\"\nprivate_key_file = \"wg0.key\"\nlocal = \"127.0.0.1\"\nport = 51820\nmtu = 1420\n\
+         [[tunnel.peer]]\npublic_key = \"{peer}\"\nallowed_ips = [\"10.1.0.0/16\"]\nendpoint = \"localhost:7\"\n",
+        host.device
+    );
+    fs::write(&config, text).expect("written");
+    let mut command = host.namespace.command(NETFWD);
+    let mut child = command.args(["run", "--config"]).arg(&config).spawn().expect("it starts");
+    let endpoint = || host.namespace.exec(&format!("wg show {} endpoints", host.device)).unwrap_or_default();
+    // The address of the other family, ::1, cannot be reached from 127.0.0.1.
+    let found = wait_until(PATIENCE, || endpoint().trim() == format!("{peer}\t127.0.0.1:7"));
+    let shown = host.namespace.exec(&format!("wg showconf {}", host.device)).unwrap_or_default();
+    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
+    let status = child.wait().expect("ours");
+    fs::remove_dir_all(&directory).expect("ours");
+    assert!(found, "{}", endpoint());
+    assert!(shown.contains("ListenPort = 51820") && shown.contains("AllowedIPs = 10.1.0.0/16"), "{shown}");
+    assert!(status.success());
+    host.assert_gone();
 }

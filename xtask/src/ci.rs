@@ -51,26 +51,16 @@ pub fn test(arguments: &[String]) -> Result<()> {
         command.args(targets).arg("--").args(options).args(arguments);
         totals.add(&run_tests(&mut command)?);
     }
-    if arguments.is_empty() {
-        totals.add(&on_other_kernels());
-    }
     let seconds = start.elapsed().as_secs();
     let line = format!("{} passed, {} failed, {} ignored in {seconds} s", totals.passed, totals.failed, totals.ignored);
     if totals.failed > 0 || totals.broken {
-        bail!(
-            "{line}{}",
-            if totals.broken {
-                "; a test program did not build or did not end well, or a virtual machine did not"
-            } else {
-                ""
-            }
-        );
+        bail!("{line}{}", if totals.broken { "; a test program did not build or did not end well" } else { "" });
     }
     println!("── {line}{}", if is_root() { "" } else { " — WITHOUT the tests that need root" });
     Ok(())
 }
 
-/// Formatting, lints and documentation with warnings denied, then [`test`].
+/// Formatting, lints and documentation with warnings denied, then [`test`], then what matters on other kernels.
 pub fn all() -> Result<()> {
     setup::ensure()?;
     setup::check_components()?;
@@ -81,16 +71,9 @@ pub fn all() -> Result<()> {
     step("clippy", &mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     step("docs", doc.env("RUSTDOCFLAGS", "--deny warnings"))?;
-    test(&[])
-}
-
-/// The rest can still say something when a virtual machine cannot, so its error is shown at once and remembered.
-fn on_other_kernels() -> Totals {
+    test(&[])?;
     eprintln!("── other kernels, in an emulated machine");
-    vm::test(&vm::KERNELS, &[]).unwrap_or_else(|error| {
-        eprintln!("xtask: {error:#}");
-        Totals { broken: true, ..Totals::default() }
-    })
+    vm::test(&vm::KERNELS, &[]).map(|totals| println!("── {} passed on other kernels", totals.passed))
 }
 
 fn step(name: &str, command: &mut Command) -> Result<()> {

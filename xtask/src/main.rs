@@ -44,7 +44,7 @@ enum Task {
     /// Run every test: units, properties, the eBPF object, end to end in network namespaces
     Test {
         /// Only the tests that take minutes, which are left out otherwise
-        #[arg(long)]
+        #[arg(long, conflicts_with = "arguments")]
         slow: bool,
         /// Arguments for the test programs, such as a part of a test's name
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -10,14 +10,13 @@ use crate::datapath::table::{self, ForwardingTable};
 
 /// Bytes that a tunnel puts around an inner IP packet, from the outer IP header on.
 ///
-/// IPv4: 50 for VXLAN, 36 for GPE; IPv6: 70 and 56. WireGuard: always 80, as `wg_setup` counts it, since a peer may roam from
-/// one family to the other.
+/// IPv4: 50 for VXLAN, 36 for GPE, 60 for WireGuard; IPv6: 70, 56 and 80.
 pub const fn overhead(kind: TunnelKind, local: IpAddr) -> u16 {
     let outer = if local.is_ipv4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
-    let (outer, tunnel) = match kind {
-        TunnelKind::Vxlan => (outer, vxlan::HEADER_LEN + ethernet::HEADER_LEN),
-        TunnelKind::VxlanGpe => (outer, vxlan::HEADER_LEN),
-        TunnelKind::WireGuard => (ipv6::HEADER_LEN, wireguard::OVERHEAD),
+    let tunnel = match kind {
+        TunnelKind::Vxlan => vxlan::HEADER_LEN + ethernet::HEADER_LEN,
+        TunnelKind::VxlanGpe => vxlan::HEADER_LEN,
+        TunnelKind::WireGuard => wireguard::OVERHEAD,
     };
     (outer + udp::HEADER_LEN + tunnel) as u16
 }
@@ -90,7 +89,7 @@ mod tests {
         let v4 = IpAddr::from([10, 9, 0, 2]);
         let v6 = "fd00::2".parse().unwrap();
         let all = [TunnelKind::Vxlan, TunnelKind::VxlanGpe, TunnelKind::WireGuard];
-        assert_eq!(all.map(|kind| (overhead(kind, v4), overhead(kind, v6))), [(50, 70), (36, 56), (80, 80)]);
+        assert_eq!(all.map(|kind| (overhead(kind, v4), overhead(kind, v6))), [(50, 70), (36, 56), (60, 80)]);
     }
 
     const TUNNELS: &str = r#"

@@ -78,7 +78,8 @@ impl Gateway {
         let underlays = Arc::new(Mutex::new(underlays));
         let (orders, inboxes) = order_channels(workers)?;
         let steering = Arc::new(Steering::new(underlays.clone(), addresses, table.clone(), orders.clone()));
-        let (shares, interfaces) = serve(config, links, ports, &steering, workers)?;
+        let mut shares: Vec<Vec<Share>> = (0..workers).map(|_| Vec::new()).collect();
+        let interfaces = serve(config, links, ports, &steering, &mut shares)?;
         let parts = queues.into_iter().zip(devices).zip(endpoints).zip(shares).zip(inboxes).map(
             |((((queues, devices), endpoints), shares), orders)| Parts {
                 busy_poll: queues.iter().flatten().any(Queue::is_busy_polled),
@@ -220,21 +221,20 @@ fn order_channels(workers: usize) -> Result<(Vec<Orders>, Vec<OrderInbox>), RunE
     Ok(channels.map_err(system("eventfd"))?.into_iter().unzip())
 }
 
-/// The WireGuard interfaces, and what each worker has of them.
+/// The WireGuard interfaces; each worker gets its share of them.
 fn serve(
     config: &Config,
     links: &[Link],
     ports: Vec<Bound>,
     steering: &Arc<Steering>,
-    workers: usize,
-) -> Result<(Vec<Vec<Share>>, Vec<Arc<Interface>>), RunError> {
-    let mut shares: Vec<Vec<Share>> = (0..workers).map(|_| Vec::new()).collect();
+    shares: &mut [Vec<Share>],
+) -> Result<Vec<Arc<Interface>>, RunError> {
     let mut interfaces = Vec::new();
     for bound in ports {
         let verify = verify_policy(config, links, bound.local());
-        interfaces.push(Arc::new(bound.serve(steering, &mut shares, verify)?));
+        interfaces.push(Arc::new(bound.serve(steering, shares, verify)?));
     }
-    Ok((shares, interfaces))
+    Ok(interfaces)
 }
 
 /// The policy of the underlay that has this address, of the first one for every address; an address of another interface

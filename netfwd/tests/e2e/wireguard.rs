@@ -117,11 +117,13 @@ impl Rig {
     }
 
     /// What the far end's queues have dropped: its sockets' and its devices'.
-    fn far_losses(&self) -> u64 {
+    pub fn far_losses(&self) -> u64 {
         let Self { lab, .. } = self;
         let text = lab.peer.exec("cat /proc/net/snmp /proc/net/snmp6").expect("counters");
         let devices = [self.far_device().name(), UNDERLAY].map(|device| lab.peer.statistic(device, "tx_dropped"));
-        let devices: u64 = devices.into_iter().map(|count| count.expect("a counter")).sum();
+        // A cable between two machines has no queue; this one has, and it is the far end that does not empty it.
+        let cable = lab.gateway.statistic(UNDERLAY, "tx_dropped");
+        let devices: u64 = devices.into_iter().chain([cable]).map(|count| count.expect("a counter")).sum();
         devices + udp_overruns(&text)
     }
 

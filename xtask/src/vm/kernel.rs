@@ -66,7 +66,7 @@ fn newest(series: &str) -> Result<String> {
 }
 
 /// The numbers in a name, in their order: 6.12.9 is older than 6.12.10.
-fn numbers(name: &str) -> Vec<u64> {
+pub fn numbers(name: &str) -> Vec<u64> {
     name.split(|character: char| !character.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 

@@ -94,11 +94,11 @@ pub fn perform(arguments: Arguments) -> Result<()> {
 /// Builds the tests and runs them on each of these kernels.
 pub fn test(kernels: &[&str], names: &[String]) -> Result<Totals> {
     setup()?;
-    let plan = selection::plan(&selection::build()?, names)?;
+    let built = selection::build()?;
     let mut totals = Totals::default();
     let mut faults = Vec::new();
     for series in kernels {
-        match run_plan(series, &plan) {
+        match selection::plan(&built, series, names).and_then(|plan| run_plan(series, &plan)) {
             Ok(more) => totals.add(&more),
             Err(error) => faults.push(format!("{error:#}")),
         }

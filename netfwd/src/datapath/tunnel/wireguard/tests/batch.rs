@@ -156,7 +156,7 @@ proptest! {
         for (sent, packet) in a.wire.iter().zip(&packets) {
             let inner = sent.bytes.len() - wireguard::OVERHEAD;
             prop_assert!(inner >= packet.len() && inner < packet.len() + 16);
-            prop_assert!(inner % 16 == 0 || inner == packet.len().max(mtu.into()));
+            prop_assert!(inner.is_multiple_of(16) || inner == packet.len().max(mtu.into()));
         }
         prop_assert_eq!(exchange(&mut a, &mut b).1, packets);
     }
