@@ -94,8 +94,9 @@ impl Rig {
     /// A few MB on one connection each way.
     pub fn tcp_both_ways(&self, family: Family) {
         let (peer, server) = (&self.lab.peer, &self.lab.server);
-        tcp_intact(peer, server, self.lab.server_address(family), 2, BYTES / 2);
-        tcp_intact(server, peer, self.lab.peer_address(family), 2, BYTES / 2);
+        let bytes = (BYTES as f64 / slowness()) as u64 / 2;
+        tcp_intact(peer, server, self.lab.server_address(family), 2, bytes);
+        tcp_intact(server, peer, self.lab.peer_address(family), 2, bytes);
     }
 
     /// Datagrams of one size and of many.
