@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use netfwd::datapath::tunnel::wireguard::PrivateKey;
@@ -197,12 +198,20 @@ fn two_daemons_carry_everything_whole_through_kernel_sockets() {
 fn a_port_changes_under_traffic_and_xdp_follows() {
     let Some(pair) = Pair::start("wgp", "native") else { return };
     pair.tcp(0, 5_000_000);
+    let is_moved = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| pair.tcp(0, 20_000_000));
+        scope.spawn(|| {
+            while !is_moved.load(Ordering::Relaxed) {
+                pair.tcp(0, 20_000_000);
+            }
+            // The other end learns of a port from what comes from there.
+            pair.tcp(0, 5_000_000);
+        });
         for port in [PORT + 1, PORT + 2, PORT, PORT + 3] {
             std::thread::sleep(Duration::from_millis(100));
             pair.hosts[0].exec(&format!("wg set {} listen-port {port}", pair.devices[0])).expect("another port");
         }
+        is_moved.store(true, Ordering::Relaxed);
     });
     let shown = pair.hosts[0].exec(&format!("wg show {} listen-port", pair.devices[0])).expect("a port");
     assert_eq!(shown.trim(), (PORT + 3).to_string());
