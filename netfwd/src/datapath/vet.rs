@@ -8,7 +8,7 @@
 //! fragment, options, extension headers, a UDP length below the IP payload) passes as [`Checksums::Unverified`]: it is
 //! never merged and never dropped for it.
 //!
-//! What nearly all packets are ([`Plain`]) is found out first and fast; a packet is refused only by the long way, which asks
+//! What nearly all packets are (`Plain`) is found out first and fast; a packet is refused only by the long way, which asks
 //! everything and would have found a plain packet as good.
 //!
 //! Only one thing is ever written: an unfinished (*partial*) checksum, when the operator asked for that.

@@ -1,7 +1,7 @@
 //! A WireGuard device: its key, its peers, and where they are found.
 //!
 //! Invariants: configuration is changed under one lock that no worker takes; workers find peers by allowed IPs
-//! ([`allowed_ips`](super::allowed_ips)) and by session index ([`sessions`](super::sessions)), and lock only the peer. Peers whose
+//! (`allowed_ips`) and by session index (`sessions`), and lock only the peer. Peers whose
 //! timers run are in a list of their own, so that time passes for nobody else.
 
 use std::collections::{BTreeSet, HashMap};
