@@ -20,7 +20,13 @@ use crate::cargo::cargo;
 const PROGRAMS: [Program; 7] = [
     // Each of them loads the XDP program, which takes the emulated verifier of 6.1 several seconds.
     Program {
-        filters: &["verdicts::", "wireguard::", "lifecycle::", "agreement::payloads_of"],
+        filters: &[
+            "verdicts::",
+            "wireguard::each",
+            "wireguard::zero",
+            "lifecycle::attaching",
+            "agreement::payloads_of",
+        ],
         ..Program::new("xdp_verdicts")
     },
     Program::new("e2e_kernels"),
