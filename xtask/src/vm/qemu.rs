@@ -1,4 +1,4 @@
-//! The emulator: a machine of two CPUs in software, bounded in time, that ends with its guest.
+//! The emulator: a machine of two CPUs in software, which take turns, bounded in time, that ends with its guest.
 //!
 //! No hardware virtualization, since the machines this runs on are virtual themselves. Invariants: the emulator is dead
 //! when [`Machine`] goes; nothing waits longer than the bound. Deliberately absent: disks, network cards, a display.
@@ -16,6 +16,9 @@ use anyhow::{Context, Result};
 use super::kernel::Kernel;
 use super::plan::GUEST_PROGRAM;
 
+/// The CPUs take turns in one thread. With a thread each, a CPU now and then executes a breakpoint of the kernel's code
+/// patching (`text_poke_bp`, static keys) after the other has taken it away, which the kernel takes for an oops.
+const ACCELERATOR: &str = "tcg,thread=single";
 /// A machine with five-level page tables makes 6.12 panic under emulation.
 const CPU: &str = "max,la57=off";
 /// Enough for the archive twice, the workers' buffers and two kernels' worth of sockets.
@@ -50,7 +53,7 @@ impl Machine {
         let mut command = Command::new("qemu-system-x86_64");
         let line = format!("{PARAMETERS} rdinit={GUEST_PROGRAM} -- vm-guest");
         command
-            .args(["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", MEMORY])
+            .args(["-machine", "pc", "-accel", ACCELERATOR, "-cpu", CPU, "-smp", "2", "-m", MEMORY])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-serial", &format!("file:{}", console.display()), "-serial", "stdio"])
             .args(["-append", &line])
