@@ -2,7 +2,7 @@
 //!
 //! Invariants: a secret key is zeroed when it is dropped, and neither `Debug` nor any error shows one. Only
 //! [`PrivateKey::to_hex`] and [`PresharedKey::to_hex`] write a secret out, for the control socket, into a buffer that
-//! is zeroed too.
+//! is zeroed too. [`PresharedKey::bytes`] is a bare copy, for the protocol library; whoever takes it has to wipe it.
 
 use std::fmt;
 
