@@ -307,7 +307,7 @@ impl Running {
         metrics.add_source(move |scrape: &mut Scrape| {
             for (index, tunnel) in (0..).map(TunnelIndex).zip(shared.table.tunnels()) {
                 if let Some(fdb) = shared.fdbs.get(index) {
-                    scrape.add(Family::FdbEntries, &[&tunnel.name], fdb.len() as u64);
+                    scrape.add(Family::FdbEntries, &[&tunnel.name], fdb.total() as u64);
                 }
             }
         });

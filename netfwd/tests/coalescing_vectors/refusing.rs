@@ -41,6 +41,10 @@ fn a_datagram_without_a_checksum_stays_alone_whatever_is_said_of_it() {
     for checksums in [Checksums::Verified, Checksums::Unverified, Checksums::Bad] {
         let batch = Batch::of([udp(false), udp(false)]).and_tagged(0, zero.build(), checksums);
         assert_eq!(batch.and(udp(false).build()).run(), [2, 1, 1], "{checksums:?}");
+        // Where merging them is allowed, the IPv4 header has to be known as good.
+        let batch = Batch::new().with(|config| config.udp_zero_checksum = true);
+        let mut batch = batch.and_tagged(0, zero.build(), checksums).and_tagged(0, zero.build(), checksums);
+        assert_eq!(batch.run(), [1, 1], "{checksums:?}");
     }
 }
 
