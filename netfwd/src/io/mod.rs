@@ -16,6 +16,7 @@ pub mod tun;
 pub mod tun_probe;
 pub mod udp_receive;
 pub mod udp_send;
+pub mod wiped;
 pub mod xdp;
 pub mod xdp_log;
 pub mod xsk;
