@@ -87,7 +87,8 @@ impl Forger {
         let header = [from.port(), to.port(), length, 0].map(u16::to_be_bytes).concat();
         let mut datagram = [&header, payload].concat();
         let pseudo = Sum::ZERO.add(&from.ip().octets()).add(&to.ip().octets()).add_u16(UDP.into()).add_u16(length);
-        datagram[6..8].copy_from_slice(&pseudo.add(&datagram).checksum().to_bytes());
+        let checksum = pseudo.add(&datagram).checksum();
+        datagram[6..8].copy_from_slice(&checksum.to_bytes());
         let sent = sendto(&self.0, &datagram, SendFlags::empty(), &SocketAddrV4::new(*to.ip(), 0));
         assert_eq!(sent, Ok(datagram.len()));
     }
