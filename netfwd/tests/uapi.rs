@@ -27,7 +27,7 @@ const TAKEN: u16 = 7;
 struct Twin(Mutex<DeviceStatus>);
 
 impl Configurable for Twin {
-    fn apply(&self, update: &DeviceUpdate) -> io::Result<()> {
+    async fn apply(&self, update: &DeviceUpdate) -> io::Result<()> {
         if update.listen_port == Some(TAKEN) {
             return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
         }

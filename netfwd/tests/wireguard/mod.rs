@@ -39,7 +39,11 @@ pub struct End {
 impl End {
     /// End `n`, 0 or 1, without peers.
     pub fn new(n: u8) -> Self {
-        let key = PrivateKey::from_bytes([n + 1; 32]);
+        Self::with_key(n, PrivateKey::from_bytes([n + 1; 32]))
+    }
+
+    /// The same with that key.
+    pub fn with_key(n: u8, key: PrivateKey) -> Self {
         let (sender, queue) = queue(64);
         let device = Device::new(TunnelIndex(0), sender);
         device.apply(&DeviceUpdate { private_key: Some(Some(key.clone())), ..DeviceUpdate::default() });
@@ -69,9 +73,15 @@ impl End {
 
     /// Two ends with a session.
     pub fn connected() -> [Self; 2] {
-        let [mut a, mut b] = [Self::new(0), Self::new(1)];
-        a.know(&b);
-        b.know(&a);
+        let mut ends = [Self::new(0), Self::new(1)];
+        Self::connect(&mut ends);
+        ends
+    }
+
+    /// Has two ends know each other, and the first one begin a session.
+    pub fn connect([a, b]: &mut [Self; 2]) {
+        a.know(b);
+        b.know(a);
         let (mut from_a, mut from_b) = (Wire::default(), Wire::default());
         a.send(&packet(1), &mut from_a).expect("a peer");
         for _ in 0..4 {
@@ -82,7 +92,6 @@ impl End {
         }
         let sent = a.send(&packet(1), &mut from_a).expect("a peer");
         assert_eq!(sent.datagrams, 1, "there is no session");
-        [a, b]
     }
 
     /// Seals a packet.

@@ -239,7 +239,7 @@ impl Connection {
         let answer = match request {
             Ok(Request::Get) => response::device(&device.status()),
             Ok(Request::Set(update)) => {
-                let errno = device.apply(&update).map_or_else(|error| failed(name, &error), |()| 0);
+                let errno = device.apply(&update).await.map_or_else(|error| failed(name, &error), |()| 0);
                 response::status_line(errno).into()
             }
             Err(refusal) => {
