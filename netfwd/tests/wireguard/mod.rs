@@ -156,6 +156,12 @@ impl Wire {
         }
     }
 
+    /// Takes one datagram in, whatever it is.
+    pub fn put_message(&mut self, message: &[u8]) {
+        self.bytes.extend_from_slice(message);
+        self.lens.push(message.len());
+    }
+
     /// The datagrams.
     pub fn datagrams(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let mut rest = self.bytes.as_mut_slice();
