@@ -136,7 +136,7 @@ fn a_request_leaves_no_key_behind() {
 
 #[test]
 fn a_device_leaves_no_key_behind() {
-    let end = End::new(0);
+    let end = End::new(1);
     let configured = left_behind(|| {
         end.device.apply(&request());
         drop(response::device(&end.device.status()));
@@ -155,8 +155,8 @@ fn a_device_leaves_no_key_behind() {
 #[test]
 fn a_session_leaves_no_key_behind() {
     let with_session = || {
-        let mut ends = [End::with_key(0, PrivateKey::from_bytes(PRIVATE)), End::new(1)];
-        let keys = [1, 0].map(|other: usize| ends[other].private_key().public_key());
+        let mut ends = [End::with_key(1, PrivateKey::from_bytes(PRIVATE)), End::new(2)];
+        let keys = [1, 0].map(|other: usize| ends[other].public_key());
         for (end, key) in ends.iter().zip(keys) {
             let preshared_key = Some(PresharedKey::from_bytes(PRESHARED));
             let peers = vec![PeerUpdate { preshared_key, ..PeerUpdate::new(key) }];
