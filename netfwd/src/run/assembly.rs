@@ -212,7 +212,13 @@ fn in_the_clear(table: &ForwardingTable) -> impl Iterator<Item = &Tunnel> {
 /// The addresses of all underlays.
 fn underlay_addresses(config: &Config, links: &[Link]) -> Vec<IpAddr> {
     let is_underlay = |link: &&Link| config.underlays.iter().any(|underlay| underlay.interface == link.name);
-    links.iter().filter(is_underlay).flat_map(|link| link.addresses.iter().copied()).collect()
+    let addresses = links.iter().filter(is_underlay).flat_map(|link| link.addresses.iter().copied());
+    addresses.filter(|address| !is_link_local(address)).collect()
+}
+
+/// Whether an address says nothing without an interface. XDP does not tell which one: such packets take the kernel's socket.
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// A way to tell each worker something.
