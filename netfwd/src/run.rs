@@ -22,6 +22,7 @@ mod assembly;
 
 use assembly::Gateway;
 
+use crate::addresses;
 use crate::config::{self, Config};
 use crate::control::health::{Health, Heartbeat};
 use crate::control::links::Link;
@@ -38,7 +39,7 @@ use crate::order::Orders;
 use crate::reattach;
 use crate::underlay::UnderlayError;
 use crate::wireguard::desk::{Closing, Desk};
-use crate::wireguard::steering::Underlays;
+use crate::wireguard::steering::{Steering, Underlays};
 use crate::wireguard::{Interface, InterfaceError};
 use crate::worker::{Shared, Worker};
 
@@ -213,6 +214,7 @@ struct Running {
     underlays: Underlays,
     counters: Vec<Arc<Counters>>,
     orders: Vec<Orders>,
+    steering: Arc<Steering>,
     interfaces: Vec<Arc<Interface>>,
     handshake_counters: Option<Arc<Counters>>,
     closing: Closing,
@@ -229,6 +231,7 @@ impl Gateway {
             underlays: self.underlays,
             counters,
             orders: self.orders,
+            steering: self.steering,
             interfaces: self.interfaces,
             handshake_counters: None,
             closing: self.closing,
@@ -344,6 +347,7 @@ impl Running {
                 fdbs.age(epoch.elapsed().as_secs() as u32);
             }
         });
+        control.runtime().spawn(addresses::follow(self.steering.clone()));
         control.runtime().spawn(reattach::watch(self.underlays.clone(), self.orders.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {
