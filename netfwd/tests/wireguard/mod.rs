@@ -13,8 +13,8 @@ use netfwd::datapath::stats::Counters;
 use netfwd::datapath::table::address_bytes;
 use netfwd::datapath::tunnel::decap::{SealedMessage, SocketOrigin};
 use netfwd::datapath::tunnel::wireguard::{
-    AllowedIpUpdate, Content, Device, DeviceUpdate, Handshakes, Inner, Now, Opener, Outgoing, PeerUpdate, PrivateKey,
-    QueueReceiver, Sealed, Sealer, queue,
+    AllowedIpUpdate, Content, Device, DeviceUpdate, Handshakes, Inner, Lanes, Now, Opener, Outgoing, PeerUpdate,
+    PrivateKey, QueueReceiver, Sealed, Sealer, queue,
 };
 use netfwd_common::reason::DropReason;
 use netfwd_common::wire::vnet;
@@ -121,7 +121,7 @@ impl End {
         let Self { device, queue, handshakes, counters, .. } = self;
         let mut emit = |run: &Outgoing<'_>| wire.put(run);
         handshakes.run_errands(device, counters, Now::read(), &mut emit);
-        while let Some(message) = queue.receive(Duration::ZERO) {
+        while let Some(message) = queue.next(Lanes::ALL) {
             handshakes.receive(device, counters, Now::read(), false, &message, &mut emit);
         }
         handshakes.run_errands(device, counters, Now::read(), &mut emit);

@@ -7,6 +7,7 @@
 //! The preshared key's copy inside the library is overwritten before it is freed, since the library does not do that.
 
 use std::hint::black_box;
+use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +66,11 @@ impl State {
     /// confirmation"). The library would use it.
     pub(super) fn awaits_confirmation(&self) -> bool {
         self.unconfirmed.is_some() && !self.is_established
+    }
+
+    /// Where the peer is, if there is a session with it.
+    pub(super) fn place(&self) -> Option<SocketAddr> {
+        self.path.filter(|_| self.is_established).map(|path| path.remote)
     }
 
     /// No session is left.

@@ -159,7 +159,7 @@ impl Host {
         let Self { device, queue, handshakes, counters, address, is_loaded, wire, .. } = self;
         let mut emit = |run: &Outgoing<'_>| put(*address, wire, run);
         handshakes.run_errands(device, counters, Now::read(), &mut emit);
-        while let Some(message) = queue.receive(Duration::ZERO) {
+        while let Some(message) = queue.next(Lanes::ALL) {
             handshakes.receive(device, counters, Now::read(), *is_loaded, &message, &mut emit);
             handshakes.run_errands(device, counters, Now::read(), &mut emit);
         }
