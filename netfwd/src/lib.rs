@@ -3,6 +3,10 @@
 //! The pieces, in the order packets meet them: `io` (all system calls), `datapath` (sans-IO: decapsulation, coalescing,
 //! segmentation, encapsulation), `worker` (one queue's loop), `control` (the only async code), `config`.
 
+// Tests inside share devices with tests outside, where this is the crate's name.
+#[cfg(test)]
+extern crate self as netfwd;
+
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -91,7 +91,9 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let control = begin(&config)?;
     let (links, ready) = find_ready(&control, &config)?;
     let gateway = Gateway::assemble(&config, &links, &ready.mtus)?;
-    let told = || info!("ready: metrics on http://{}/metrics", config.metrics.listen);
+    // Port 0 has become another one.
+    let listen = ready.listener.local_addr().unwrap_or(config.metrics.listen);
+    let told = || info!("ready: metrics on http://{listen}/metrics");
     operate(control, &config, gateway, Serving::Metrics(ready.listener), told)
 }
 
@@ -305,7 +307,7 @@ impl Running {
         metrics.add_source(move |scrape: &mut Scrape| {
             for (index, tunnel) in (0..).map(TunnelIndex).zip(shared.table.tunnels()) {
                 if let Some(fdb) = shared.fdbs.get(index) {
-                    scrape.add(Family::FdbEntries, &[&tunnel.name], fdb.len() as u64);
+                    scrape.add(Family::FdbEntries, &[&tunnel.name], fdb.total() as u64);
                 }
             }
         });

@@ -266,6 +266,7 @@ impl Underlay {
     /// Adds what XDP and the sockets counted.
     pub fn report(&self, scrape: &mut Scrape) {
         let interface = self.interface();
+        scrape.add(Family::UnderlayInfo, &[interface, self.config.xdp.as_str()], 1);
         if let Some(program) = &self.program {
             match program.counters() {
                 Ok(counts) => counts.report(interface, scrape),

@@ -107,3 +107,48 @@ fn promtool_accepts_the_alerts() {
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+/// Has promtool say for which interfaces an alert fires after ten minutes of these series, constant as they are.
+fn assert_fires(alert: &str, series: &[&str], interfaces: &[&str]) {
+    let directory = std::env::temp_dir().join(format!("netfwd-alerts-{}-{alert}", std::process::id()));
+    fs::create_dir_all(&directory).expect("the temporary directory is writable");
+    let rules = deploy("alerts.yml").canonicalize().expect("a file of the repository");
+    let series = series.iter().map(|series| serde_json::json!({ "series": series, "values": "1x20" }));
+    let samples = interfaces
+        .iter()
+        .map(|interface| serde_json::json!({ "labels": format!("{{interface=\"{interface}\"}}"), "value": 1 }));
+    // What is JSON is YAML.
+    let test = serde_json::json!({
+        "rule_files": [rules],
+        "evaluation_interval": "1m",
+        "tests": [{
+            "interval": "1m",
+            "input_series": series.collect::<Vec<_>>(),
+            "promql_expr_test": [{
+                "expr": format!("sum by (interface) (ALERTS{{alertname=\"{alert}\", alertstate=\"firing\"}})"),
+                "eval_time": "10m",
+                "exp_samples": samples.collect::<Vec<_>>(),
+            }],
+        }],
+    });
+    let file = directory.join("test.yml");
+    fs::write(&file, test.to_string()).expect("written");
+    let output = Command::new("promtool").args(["test", "rules"]).arg(&file).output().expect("promtool (prometheus)");
+    fs::remove_dir_all(&directory).expect("ours");
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
+fn an_underlay_without_xdp_is_an_alert_unless_it_is_meant_to_have_none() {
+    let series = [
+        r#"netfwd_underlay_info{instance="gw",interface="lost0",xdp="auto"}"#,
+        r#"netfwd_xsk_mode_info{instance="gw",interface="lost0",queue="0",mode="off"}"#,
+        r#"netfwd_xsk_mode_info{instance="gw",interface="lost0",queue="1",mode="off"}"#,
+        r#"netfwd_underlay_info{instance="gw",interface="fast0",xdp="native"}"#,
+        r#"netfwd_xsk_mode_info{instance="gw",interface="fast0",queue="0",mode="copy"}"#,
+        r#"netfwd_underlay_info{instance="gw",interface="slow0",xdp="off"}"#,
+        r#"netfwd_xsk_mode_info{instance="gw",interface="slow0",queue="0",mode="off"}"#,
+    ];
+    assert_fires("NetfwdUnderlayWithoutXdp", &series, &["lost0"]);
+}

@@ -27,6 +27,7 @@ const CONTRACT: &[(&str, &[&str])] = &[
     ("netfwd_transmit_packets_total", &["tunnel"]),
     ("netfwd_transmit_bytes_total", &["tunnel"]),
     ("netfwd_drops_total", &["direction", "stage", "reason"]),
+    ("netfwd_underlay_info", &["interface", "xdp"]),
     ("netfwd_xdp_packets_total", &["interface", "action"]),
     ("netfwd_xsk_rx_dropped_total", &["interface", "queue"]),
     ("netfwd_xsk_rx_invalid_descs_total", &["interface", "queue"]),

@@ -4,9 +4,10 @@
 
 mod e2e;
 
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use e2e::packets::{Capture, bound};
+use e2e::packets::{Capture, Forger, bound};
 use e2e::wireguard::{HANDSHAKE, start};
 use e2e::{FAMILIES, Rig};
 use xtask::lab::{Family, KeyPair, Options, Program, Side, Tunnel, generate_preshared};
@@ -40,18 +41,37 @@ impl Rig {
 
     /// Nothing of this comes out, each is counted under that reason, and the session stands as before.
     fn refuses(&self, datagrams: Vec<Vec<u8>>, reason: &str) {
-        let (count, before) = (datagrams.len() as f64, self.drops_for(reason));
-        let endpoint = self.state().peer().expect("one peer").endpoint;
-        let delivered = self.delivered(PORT, |_| self.inject(datagrams));
+        self.refuses_all(datagrams.len(), reason, || self.inject(datagrams));
+    }
+
+    /// The same where they come from there.
+    fn refuses_from(&self, source: SocketAddr, datagrams: &[Vec<u8>], reason: &str) {
+        let (forger, (from, to)) = (Forger::start(&self.lab.peer), (v4(source), v4(self.endpoint())));
+        self.refuses_all(datagrams.len(), reason, || datagrams.iter().for_each(|sealed| forger.send(from, to, sealed)));
+    }
+
+    fn refuses_all(&self, count: usize, reason: &str, send: impl FnOnce()) {
+        let (before, endpoint) = (self.drops_for(reason), self.peer_endpoint());
+        let delivered = self.delivered(PORT, |_| send());
         assert_eq!(delivered, Vec::<Vec<u8>>::new(), "{reason}");
-        self.expect_count("netfwd_drops_total", &[("direction", "ingress"), ("reason", reason)], before + count);
-        assert_eq!(self.state().peer().expect("one peer").endpoint, endpoint, "a forgery has moved the endpoint");
+        let labels = [("direction", "ingress"), ("reason", reason)];
+        self.expect_count("netfwd_drops_total", &labels, before + count as f64);
+        assert_eq!(self.peer_endpoint(), endpoint, "a forgery has moved the endpoint");
         self.sealed_datagrams(5);
+    }
+
+    fn peer_endpoint(&self) -> SocketAddr {
+        self.state().peer().expect("one peer").endpoint.expect("it has spoken")
     }
 
     fn drops_for(&self, reason: &str) -> f64 {
         self.metrics().metric("netfwd_drops_total", &[("direction", "ingress"), ("reason", reason)])
     }
+}
+
+fn v4(address: SocketAddr) -> SocketAddrV4 {
+    let SocketAddr::V4(address) = address else { panic!("{address} is not IPv4") };
+    address
 }
 
 #[test]
@@ -60,6 +80,19 @@ fn what_was_received_is_not_received_again() {
     let sealed = rig.sealed_datagrams(40);
     rig.refuses(sealed.clone(), "replay");
     rig.refuses(sealed.into_iter().rev().collect(), "replay");
+    rig.stop();
+}
+
+/// Only its counter says that a datagram from the right place is an old one; and the place may be one that the peer has left.
+#[test]
+fn what_is_repeated_from_where_it_came_from_is_refused_and_calls_nobody_back() {
+    let Some(rig) = session() else { return };
+    let (sealed, source) = (rig.sealed_datagrams(20), rig.peer_endpoint());
+    rig.refuses_from(source, &sealed, "replay");
+    rig.far_device().set("listen-port 51999").expect("another port");
+    rig.sealed_datagrams(1);
+    assert_eq!(rig.peer_endpoint(), SocketAddr::new(source.ip(), 51999));
+    rig.refuses_from(source, &sealed, "replay");
     rig.stop();
 }
 

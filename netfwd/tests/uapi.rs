@@ -27,7 +27,7 @@ const TAKEN: u16 = 7;
 struct Twin(Mutex<DeviceStatus>);
 
 impl Configurable for Twin {
-    fn apply(&self, update: &DeviceUpdate) -> io::Result<()> {
+    async fn apply(&self, update: &DeviceUpdate) -> io::Result<()> {
         if update.listen_port == Some(TAKEN) {
             return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
         }
@@ -206,6 +206,18 @@ fn lines_and_operations_that_make_no_sense_end_in_bounds() {
     let _ = stream.read_to_end(&mut answer);
     assert!(answer.is_empty());
     assert_eq!(server.say("get=1\n\n"), "errno=0\n\n", "others are still served");
+}
+
+#[test]
+fn silent_connections_keep_nobody_out() {
+    let directory = Directory::new("silent");
+    let server = Server::start(&directory.0, "wg0");
+    let silent: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    let mut half: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    half.iter_mut().for_each(|stream| stream.write_all(b"set=1\nfwmark=9").expect("room"));
+    assert_eq!(server.say("get=1\n\n"), "errno=0\n\n");
+    drop((silent, half));
+    assert_eq!(server.say("get=1\n\n"), "errno=0\n\n", "and half a request changes nothing");
 }
 
 #[test]

@@ -135,12 +135,38 @@ fn in_the_foreground_it_stays_and_a_signal_is_a_good_end() {
     let Some(host) = Host::new("front") else { return };
     let mut child = host.namespace.command(NETFWD).args(["wg", "-f", &host.device]).spawn().expect("it starts");
     assert!(wait_until(PATIENCE, || host.socket().exists() && host.has_link()));
-    // Core dumps of it would have keys in them.
-    let limits = fs::read_to_string(format!("/proc/{}/limits", child.id())).expect("procfs");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
-    assert_eq!(core.split_ascii_whitespace().nth(4), Some("0"), "{core}");
     output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
     assert!(child.wait().expect("ours").success());
+    host.assert_gone();
+}
+
+/// Its memory has keys in it, and so would a core dump have.
+#[test]
+fn neither_core_dumps_nor_debuggers_see_its_memory() {
+    let Some(host) = Host::new("dump") else { return };
+    // Root without the one capability that opens every process.
+    let limited = |program: &str| {
+        let mut command = host.namespace.command("setpriv");
+        command.args(["--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", program]);
+        command
+    };
+    // Opening its memory for reading, as debuggers do.
+    let looks_into = |id: u32| {
+        limited("head").args(["-c", "0", &format!("/proc/{id}/mem")]).output().expect("head").status.success()
+    };
+    let mut netfwd = limited(NETFWD).args(["wg", "-f", &host.device]).spawn().expect("it starts");
+    let mut other = limited("sleep").arg("60").spawn().expect("it starts");
+    let ready = wait_until(PATIENCE, || host.socket().exists() && host.has_link());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", netfwd.id())).expect("procfs");
+    let seen = [looks_into(other.id()), looks_into(netfwd.id())];
+    for child in [&mut netfwd, &mut other] {
+        output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
+        child.wait().expect("ours");
+    }
+    assert!(ready);
+    assert_eq!(seen, [true, false], "another process of that user, and netfwd");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(core.split_ascii_whitespace().nth(4), Some("0"), "{core}");
     host.assert_gone();
 }
 
@@ -149,7 +175,7 @@ fn a_name_that_is_none_is_an_error_on_the_caller_s_stderr() {
     let Some(host) = Host::new("none") else { return };
     let Output { status, stderr, .. } = host.run(NETFWD, &["wg", "a/b"]);
     let said = String::from_utf8_lossy(&stderr);
-    assert_eq!(status.code(), Some(1), "{said}");
+    assert_eq!(status.code(), Some(2), "{said}");
     assert!(said.contains("is no interface name"), "{said}");
 }
 

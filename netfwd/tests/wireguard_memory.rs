@@ -97,8 +97,8 @@ fn sealing_allocates_the_librarys_one_buffer_per_segment_and_opening_nothing() {
 
 #[test]
 fn packets_to_a_peer_that_does_not_answer_cost_nothing_once_the_queue_is_full() {
-    let [mut a, b] = [End::new(0), End::new(1)];
-    a.know(&b);
+    let [mut a, b] = [End::new(1), End::new(2)];
+    a.know(&b, |_| {});
     let (mut wire, packet) = (Wire::default(), packet(1_000));
     for _ in 0..200 {
         a.send(&packet, &mut wire).expect("a peer");
@@ -134,7 +134,7 @@ fn ten_thousand_peers_that_never_spoke_cost_a_kibibyte_each_at_most() {
         bytes[8..16].copy_from_slice(&n.to_le_bytes());
         PrivateKey::from_bytes(bytes)
     };
-    let hub = End::new(0);
+    let hub = End::new(1);
     let update = DeviceUpdate { peers: peers((0..PEERS).map(key)), ..DeviceUpdate::default() };
     let per_peer = growth(|| hub.device.apply(&update)) / PEERS;
     println!("{per_peer} bytes per peer that never spoke");
@@ -145,16 +145,14 @@ fn ten_thousand_peers_that_never_spoke_cost_a_kibibyte_each_at_most() {
 #[test]
 fn a_peer_with_a_session_costs_sixteen_kibibytes_at_most() {
     const SPOKES: u8 = 20;
-    let mut hub = End::new(0);
-    let mut spokes: Vec<_> = (1..=SPOKES).map(End::new).collect();
-    hub.device.apply(&DeviceUpdate {
-        peers: peers(spokes.iter().map(|spoke| spoke.private_key().clone())),
-        ..DeviceUpdate::default()
-    });
+    let mut hub = End::new(1);
+    let mut spokes: Vec<_> = (2..2 + SPOKES).map(End::new).collect();
+    hub.device
+        .apply(&DeviceUpdate { peers: peers(spokes.iter().map(|spoke| spoke.key.clone())), ..DeviceUpdate::default() });
     let (mut to_hub, mut from_hub) = (Wire::default(), Wire::default());
     let mut grown = 0;
     for (n, spoke) in spokes.iter_mut().enumerate() {
-        spoke.know(&hub);
+        spoke.know(&hub, |peer| peer.allowed_ips[0].prefix = "0.0.0.0/0".parse().expect("a prefix"));
         // From its address among the hub's peers.
         let mut packet = packet(1);
         packet[12..16].copy_from_slice(&(0x0a00_0000 + n as u32).to_be_bytes());
@@ -179,9 +177,9 @@ fn a_peer_with_a_session_costs_sixteen_kibibytes_at_most() {
 fn a_flood_with_forged_sources_is_forgotten() {
     // How many are looked at per second is limited where it is decided (`identity.rs`).
     const SOURCES: u32 = 5_000;
-    let [mut a, mut b] = [End::new(0), End::new(1)];
-    a.know(&b);
-    b.know(&a);
+    let [mut a, mut b] = [End::new(1), End::new(2)];
+    a.know(&b, |_| {});
+    b.know(&a, |_| {});
     let mut wire = Wire::default();
     a.send(&packet(1), &mut wire).expect("a peer");
     let initiation = wire.datagrams().next().expect("an initiation").to_vec();

@@ -74,6 +74,18 @@ pub enum XdpMode {
     Off,
 }
 
+impl XdpMode {
+    /// As the file says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// Whether AF_XDP sockets share memory with the driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ZeroCopy {

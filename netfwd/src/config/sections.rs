@@ -24,7 +24,7 @@ pub(super) fn config(mut root: Section<'_, '_>, file: &Path) -> Option<Config> {
         ("underlay", "at least one [[underlay]] with interface = \"…\" (xdp = \"off\" uses kernel sockets only)"),
         ("tunnel", "at least one [[tunnel]]"),
     ] {
-        if !root.has(key) {
+        if root.lacks(key) {
             root.fault(key, format!("missing: {what}"));
         }
     }

@@ -6,12 +6,11 @@
 //! - A change is refused before anything of it has happened where a socket is the obstacle: a port that is taken leaves
 //!   the device as it was.
 //! - A new port is bound before the old one is given up, and each worker changes over between two batches.
-//! - After a change, nobody has sockets of the port before any more, so that it can be had again.
+//! - The port before can be had again as soon as no worker has sockets of it: [`Former`] tells when. To wait for that is
+//!   the caller's, since who changes an interface has other things to do meanwhile.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
-use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use thiserror::Error;
@@ -23,11 +22,6 @@ use crate::datapath::tunnel::wireguard::{Device, DeviceStatus, DeviceUpdate};
 use crate::io::listen_port::{ListenPort, PortSender};
 use crate::io::socket::SocketError;
 use crate::order::Order;
-
-/// How long workers may take to change over: a batch, and a busy machine.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Between two looks at them.
-const LOOK: Duration = Duration::from_millis(1);
 
 /// Why an interface stays as it was.
 #[derive(Debug, Error)]
@@ -81,14 +75,16 @@ impl Outside {
         let senders = port.workers.iter().map(|own| own.sender.clone()).collect();
         Self { port: port.number, fwmark, senders, lease: port.lease() }
     }
+}
 
-    /// Waits until no worker has sockets of this port.
-    fn wait_until_given_up(self) {
-        drop(self.senders);
-        let deadline = Instant::now() + PATIENCE;
-        while self.lease.strong_count() > 0 && Instant::now() < deadline {
-            thread::sleep(LOOK);
-        }
+/// The port that an interface has left, if it has.
+#[derive(Debug, Default)]
+pub struct Former(Weak<()>);
+
+impl Former {
+    /// Whether no worker has sockets of it.
+    pub fn is_given_up(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 
@@ -115,16 +111,16 @@ impl Interface {
     }
 
     /// Changes what `update` names.
-    pub fn apply(&self, update: &DeviceUpdate) -> Result<(), InterfaceError> {
+    pub fn apply(&self, update: &DeviceUpdate) -> Result<Former, InterfaceError> {
         let mut outside = self.outside();
         let fwmark = update.fwmark.unwrap_or(outside.fwmark);
-        match update.listen_port {
+        let former = match update.listen_port {
             Some(port) if port != outside.port => self.move_to(&mut outside, port, fwmark)?,
-            _ => Self::mark(&mut outside, fwmark)?,
-        }
+            _ => Self::mark(&mut outside, fwmark).map(|()| Former::default())?,
+        };
         drop(outside);
         self.device.apply(update);
-        Ok(())
+        Ok(former)
     }
 
     /// What can be said of it.
@@ -141,7 +137,7 @@ impl Interface {
     }
 
     /// Changes over to another port; 0 for one that the kernel chooses.
-    fn move_to(&self, outside: &mut Outside, port: u16, fwmark: u32) -> Result<(), InterfaceError> {
+    fn move_to(&self, outside: &mut Outside, port: u16, fwmark: u32) -> Result<Former, InterfaceError> {
         let workers = self.steering.workers();
         let bound = ListenPort::bind(self.local, port, fwmark, workers.len())?;
         let before = mem::replace(outside, Outside::of(&bound, fwmark));
@@ -151,8 +147,7 @@ impl Interface {
             }
         }
         self.steering.set_port(self.tunnel, bound.number);
-        before.wait_until_given_up();
-        Ok(())
+        Ok(Former(before.lease))
     }
 
     fn mark(outside: &mut Outside, fwmark: u32) -> Result<(), InterfaceError> {
@@ -176,7 +171,7 @@ impl DatagramSink for &Interface {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
@@ -188,7 +183,7 @@ mod tests {
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     /// An interface, and the one worker that listens for it.
-    fn interface() -> (Interface, OrderInbox, PortSockets) {
+    pub(crate) fn interface() -> (Interface, OrderInbox, PortSockets) {
         let mut port = ListenPort::bind(LOCAL, 0, 0, 1).expect("a port");
         let (orders, inbox) = channel().expect("an eventfd");
         let table = Arc::new(ForwardingTable::default());
@@ -202,35 +197,30 @@ mod tests {
         DeviceUpdate { listen_port: Some(port), ..DeviceUpdate::default() }
     }
 
-    /// What a worker does with orders, until `interface` has done something.
-    fn serve<T: Send>(
-        inbox: &OrderInbox,
-        mut sockets: PortSockets,
-        action: impl FnOnce() -> T + Send,
-    ) -> (T, PortSockets) {
-        thread::scope(|scope| {
-            let action = scope.spawn(action);
-            while !action.is_finished() {
-                if let Some(Order::Port { sockets: new, .. }) = inbox.next() {
-                    sockets = new;
-                }
+    /// What a worker does with orders: it has the new sockets, and the old ones no more.
+    fn obey(inbox: &OrderInbox, sockets: &mut PortSockets) {
+        while let Some(order) = inbox.next() {
+            if let Order::Port { sockets: new, .. } = order {
+                *sockets = new;
             }
-            (action.join().expect("an outcome"), sockets)
-        })
+        }
     }
 
     #[test]
     fn a_new_port_is_everybody_s_and_the_old_one_is_free_again() {
-        let (interface, inbox, sockets) = interface();
+        let (interface, inbox, mut sockets) = interface();
         let first = interface.status().listen_port;
         assert_eq!(sockets.number, first);
-        let (changed, sockets) = serve(&inbox, sockets, || interface.apply(&listen(0)));
-        changed.expect("another port");
+        let former = interface.apply(&listen(0)).expect("another port");
+        assert!(!former.is_given_up(), "the worker has it");
+        obey(&inbox, &mut sockets);
+        assert!(former.is_given_up());
         let second = interface.status().listen_port;
         assert_eq!(sockets.number, second);
         assert_ne!(first, second);
-        let (changed, sockets) = serve(&inbox, sockets, || interface.apply(&listen(first)));
-        changed.expect("the first port again");
+        let former = interface.apply(&listen(first)).expect("the first port again");
+        obey(&inbox, &mut sockets);
+        assert!(former.is_given_up());
         assert_eq!((sockets.number, interface.status().listen_port), (first, first));
     }
 
@@ -249,7 +239,8 @@ mod tests {
     #[test]
     fn the_port_that_it_has_is_not_bound_again() {
         let (interface, inbox, sockets) = interface();
-        interface.apply(&listen(sockets.number)).expect("nothing to do");
+        let former = interface.apply(&listen(sockets.number)).expect("nothing to do");
+        assert!(former.is_given_up());
         assert!(inbox.next().is_none());
     }
 }

@@ -66,7 +66,8 @@ impl Bound {
     ) -> Result<Interface, InterfaceError> {
         let Self { tunnel, local, device, port, update } = &mut self;
         let interface = Interface::new(*tunnel, *local, device.clone(), port, steering.clone());
-        interface.apply(update)?;
+        // It has its port, and there is none before that.
+        let _former = interface.apply(update)?;
         for (owner, sockets) in workers.iter_mut().zip(port.workers.drain(..)) {
             owner.push(Share { tunnel: *tunnel, device: device.clone(), sockets, verify });
         }

@@ -2,13 +2,14 @@
 //!
 //! A [`Capture`] reads what passes a namespace's devices, as tcpdump does; nothing of netfwd's takes part in reading it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use netfwd_common::checksum::Sum;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, eth, netdevice, recv, send, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, eth, ipproto, netdevice, recv, send, sendto,
+    socket_with, sockopt,
 };
 use xtask::lab::Namespace;
 
@@ -67,6 +68,29 @@ impl Injector {
     /// Sends a frame as it is.
     pub fn send(&self, frame: &[u8]) {
         assert_eq!(send(&self.0, frame, SendFlags::empty()), Ok(frame.len()));
+    }
+}
+
+/// A raw socket that sends UDP from ports that other programs have.
+pub struct Forger(OwnedFd);
+
+impl Forger {
+    /// In that namespace.
+    pub fn start(namespace: &Namespace) -> Self {
+        let open = || socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::UDP));
+        Self(namespace.run(open).expect("the namespace").expect("a raw socket"))
+    }
+
+    /// Sends a datagram between these addresses, whose first one the namespace has.
+    pub fn send(&self, from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) {
+        let length = 8 + payload.len() as u16;
+        let header = [from.port(), to.port(), length, 0].map(u16::to_be_bytes).concat();
+        let mut datagram = [&header, payload].concat();
+        let pseudo = Sum::ZERO.add(&from.ip().octets()).add(&to.ip().octets()).add_u16(UDP.into()).add_u16(length);
+        let checksum = pseudo.add(&datagram).checksum();
+        datagram[6..8].copy_from_slice(&checksum.to_bytes());
+        let sent = sendto(&self.0, &datagram, SendFlags::empty(), &SocketAddrV4::new(*to.ip(), 0));
+        assert_eq!(sent, Ok(datagram.len()));
     }
 }
 

@@ -10,6 +10,7 @@
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -64,6 +65,11 @@ pub struct Flood {
 
 /// Sends from that namespace, whose kernel has spoken to the target before; returns how many have left.
 pub fn run(from: &Namespace, flood: &Flood) -> Result<u64> {
+    run_until(from, flood, &AtomicBool::new(false))
+}
+
+/// The same, and no longer than until `stop` is set.
+pub fn run_until(from: &Namespace, flood: &Flood, stop: &AtomicBool) -> Result<u64> {
     let IpAddr::V4(target) = flood.target.ip() else { bail!("sources are forged over IPv4 only") };
     let neighbour = Neighbour::parse(&from.ip(&format!("neighbour show to {target}"))?)
         .with_context(|| format!("{target} is no known neighbour"))?;
@@ -71,14 +77,14 @@ pub fn run(from: &Namespace, flood: &Flood) -> Result<u64> {
     let mut forger = Forger::new(&flood.public_key, neighbour.address, target);
     from.run(|| {
         let socket = packet_socket::open(&neighbour.device, Frames::Out).context("a packet socket")?;
-        Ok(send(&socket, &mut forger, flood))
+        Ok(send(&socket, &mut forger, flood, stop))
     })?
 }
 
-fn send(socket: &OwnedFd, forger: &mut Forger, flood: &Flood) -> u64 {
+fn send(socket: &OwnedFd, forger: &mut Forger, flood: &Flood, stop: &AtomicBool) -> u64 {
     let start = Instant::now();
     let (mut sent, mut tried) = (0, 0);
-    while !over(start + flood.duration) {
+    while !over(start + flood.duration) && !stop.load(Ordering::Relaxed) {
         let due = (start.elapsed().as_secs_f64() * f64::from(flood.rate)) as usize;
         for _ in 0..BURST {
             let frames = forger.next(BATCH.min(due - tried));

@@ -51,6 +51,8 @@ families! {
     TransmitBytes = COUNTER "netfwd_transmit_bytes_total" ["tunnel"];
     /// Packets dropped, each counted once.
     Drops = COUNTER "netfwd_drops_total" ["direction", "stage", "reason"];
+    /// Always 1; the labels say how the underlay is meant to be read.
+    UnderlayInfo = GAUGE "netfwd_underlay_info" ["interface", "xdp"];
     /// Packets that XDP saw, by what it did with them.
     XdpPackets = COUNTER "netfwd_xdp_packets_total" ["interface", "action"];
     /// Packets that XDP left to the kernel, by why.

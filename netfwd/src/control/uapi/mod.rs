@@ -21,8 +21,8 @@ use crate::datapath::tunnel::wireguard::{DeviceStatus, DeviceUpdate};
 
 /// What a control socket speaks for.
 pub trait Configurable: Send + Sync {
-    /// Changes the device; the error's number is the answer.
-    fn apply(&self, update: &DeviceUpdate) -> io::Result<()>;
+    /// Changes the device; the error's number is the answer. Changes that come meanwhile have to wait.
+    fn apply(&self, update: &DeviceUpdate) -> impl Future<Output = io::Result<()>> + Send;
 
     /// What the device is now.
     fn status(&self) -> DeviceStatus;

@@ -121,7 +121,7 @@ async fn look_up<D: Configurable>(interface: &str, local: IpAddr, names: &mut [&
         let Some(endpoint) = named.choose(&addresses) else { continue };
         debug!("tunnel {interface}: {} is {endpoint}", named.name);
         let peer = PeerUpdate { update_only: true, endpoint: Some(endpoint), ..PeerUpdate::new(named.key) };
-        if let Err(error) = device.apply(&DeviceUpdate { peers: vec![peer], ..DeviceUpdate::default() }) {
+        if let Err(error) = device.apply(&DeviceUpdate { peers: vec![peer], ..DeviceUpdate::default() }).await {
             info!("tunnel {interface}: {}: {error}", named.name);
         }
     }

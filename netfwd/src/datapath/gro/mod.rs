@@ -233,7 +233,7 @@ impl Coalescer {
     }
 
     /// Takes the last packet of `batch`; those before it are the ones that were added since [`Self::begin`].
-    #[inline]
+    #[inline(always)]
     pub fn add(&mut self, batch: &[InnerPacket<'_>], counters: &Counters) {
         let Some(position) = batch.len().checked_sub(1) else { return };
         if let Some(reason) = self.place(batch, position as u16) {

@@ -1,16 +1,18 @@
 //! Keys, and how they are written: base64 in files (`wg genkey`), hex on the control socket.
 //!
-//! Invariants: a secret key is zeroed when it is dropped, and neither `Debug` nor any error shows one. Only
-//! [`PrivateKey::to_hex`] and [`PresharedKey::to_hex`] write a secret out, for the control socket, into a buffer that
-//! is zeroed too. [`PresharedKey::bytes`] is a bare copy, for the protocol library; whoever takes it has to wipe it.
+//! Invariants: a secret key lies in one place from the first byte that is read of it on, whatever holds it may grow or move;
+//! there it is zeroed when it is dropped. Neither `Debug` nor any error shows one. Only [`SecretKey::to_hex`] writes one out,
+//! for the control socket, into a buffer that is zeroed too. [`PresharedKey::bytes`] is a bare copy, for the protocol
+//! library; whoever takes it has to wipe it.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gotatun::x25519;
 use thiserror::Error;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::Zeroizing;
 
 /// Bytes of every key.
 pub const KEY_LEN: usize = 32;
@@ -30,23 +32,37 @@ pub enum KeyError {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PublicKey(pub [u8; KEY_LEN]);
 
-/// A private key (Curve25519, clamped where it is used).
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct PrivateKey([u8; KEY_LEN]);
+/// A key that nobody may see, of one of the two kinds that there are.
+#[derive(Clone)]
+pub struct SecretKey<Kind> {
+    bytes: Secret,
+    kind: PhantomData<Kind>,
+}
 
+/// A device's own key (Curve25519, clamped where it is used).
+pub type PrivateKey = SecretKey<Private>;
 /// A key shared with one peer beforehand. All zeroes means none, on the wire as on the control socket.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct PresharedKey([u8; KEY_LEN]);
+pub type PresharedKey = SecretKey<Preshared>;
+
+/// The kind of [`PrivateKey`]s.
+#[derive(Clone, Copy, Debug)]
+pub enum Private {}
+/// The kind of [`PresharedKey`]s.
+#[derive(Clone, Copy, Debug)]
+pub enum Preshared {}
+
+/// What moves is the pointer.
+type Secret = Box<Zeroizing<[u8; KEY_LEN]>>;
 
 impl PublicKey {
     /// Reads base64.
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        read_base64(text).map(|bytes| Self(*bytes))
+        read_base64(text).map(|bytes| Self(**bytes))
     }
 
     /// Reads hexadecimal digits.
     pub fn from_hex(text: &str) -> Result<Self, KeyError> {
-        read_hex(text).map(|bytes| Self(*bytes))
+        read_hex(text).map(|bytes| Self(**bytes))
     }
 
     /// Lower-case hexadecimal digits.
@@ -67,32 +83,44 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-impl PrivateKey {
+impl<Kind> SecretKey<Kind> {
     /// A key from its bytes.
     pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
-        Self(bytes)
+        Self::of(Box::new(Zeroizing::new(bytes)))
     }
 
     /// Reads base64.
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        read_base64(text).map(|bytes| Self(*bytes))
+        read_base64(text).map(Self::of)
     }
 
     /// Reads hexadecimal digits.
     pub fn from_hex(text: &str) -> Result<Self, KeyError> {
-        read_hex(text).map(|bytes| Self(*bytes))
+        read_hex(text).map(Self::of)
     }
 
     /// Lower-case hexadecimal digits, for the control socket only.
     pub fn to_hex(&self) -> Zeroizing<String> {
-        write_hex(&self.0)
+        write_hex(&self.bytes)
     }
 
     /// Whether all bytes are zero: on the control socket that takes the key away.
     pub fn is_zero(&self) -> bool {
-        self.0 == [0; KEY_LEN]
+        **self.bytes == [0; KEY_LEN]
     }
 
+    fn of(bytes: Secret) -> Self {
+        Self { bytes, kind: PhantomData }
+    }
+}
+
+impl<Kind> fmt::Debug for SecretKey<Kind> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretKey(…)")
+    }
+}
+
+impl PrivateKey {
     /// The public key that belongs to it.
     pub fn public_key(&self) -> PublicKey {
         PublicKey(x25519::PublicKey::from(&self.secret()).to_bytes())
@@ -100,63 +128,31 @@ impl PrivateKey {
 
     /// The key as the protocol library takes it.
     pub(super) fn secret(&self) -> x25519::StaticSecret {
-        x25519::StaticSecret::from(self.0)
-    }
-}
-
-impl fmt::Debug for PrivateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PrivateKey(…)")
+        x25519::StaticSecret::from(**self.bytes)
     }
 }
 
 impl PresharedKey {
-    /// A key from its bytes.
-    pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
-        Self(bytes)
-    }
-
-    /// Reads base64.
-    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        read_base64(text).map(|bytes| Self(*bytes))
-    }
-
-    /// Reads hexadecimal digits.
-    pub fn from_hex(text: &str) -> Result<Self, KeyError> {
-        read_hex(text).map(|bytes| Self(*bytes))
-    }
-
-    /// Lower-case hexadecimal digits, for the control socket only.
-    pub fn to_hex(&self) -> Zeroizing<String> {
-        write_hex(&self.0)
-    }
-
     /// The key as the protocol library takes it; all zeroes are no key.
     pub fn bytes(&self) -> Option<[u8; KEY_LEN]> {
-        Some(self.0).filter(|bytes| *bytes != [0; KEY_LEN])
+        (!self.is_zero()).then(|| **self.bytes)
     }
 }
 
-impl fmt::Debug for PresharedKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PresharedKey(…)")
-    }
-}
-
-fn read_base64(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
-    let mut bytes = Zeroizing::new([0; KEY_LEN]);
+fn read_base64(text: &str) -> Result<Secret, KeyError> {
+    let mut bytes = Secret::default();
     match STANDARD.decode_slice(text, bytes.as_mut_slice()) {
         Ok(KEY_LEN) => Ok(bytes),
         _ => Err(KeyError::Base64),
     }
 }
 
-fn read_hex(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
+fn read_hex(text: &str) -> Result<Secret, KeyError> {
     let digits = text.as_bytes();
     if digits.len() != 2 * KEY_LEN {
         return Err(KeyError::Hex);
     }
-    let mut bytes = Zeroizing::new([0; KEY_LEN]);
+    let mut bytes = Secret::default();
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
         *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
     }
@@ -204,7 +200,7 @@ mod tests {
 
     #[test]
     fn secrets_do_not_show() {
-        assert_eq!(format!("{:?}", PrivateKey::from_hex(HEX).unwrap()), "PrivateKey(…)");
-        assert_eq!(format!("{:?}", PresharedKey::from_hex(HEX).unwrap()), "PresharedKey(…)");
+        assert_eq!(format!("{:?}", PrivateKey::from_hex(HEX).unwrap()), "SecretKey(…)");
+        assert_eq!(format!("{:?}", PresharedKey::from_hex(HEX).unwrap()), "SecretKey(…)");
     }
 }

@@ -4,9 +4,8 @@
 //! while it is held. A peer that never spoke has no session object ([`Tunn`], ten kilobytes); one that did keeps it, since it
 //! remembers the newest handshake's timestamp, without which an old handshake could be replayed.
 //!
-//! The preshared key's copy inside the library is overwritten before it is freed, since the library does not do that.
+//! The session object is overwritten before it is freed ([`Wiped`]): the library wipes only some of the keys in it.
 
-use std::hint::black_box;
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +20,7 @@ use super::identity::Identity;
 use super::key::{PresharedKey, PublicKey};
 use super::path::Path;
 use super::staged::Staged;
+use crate::io::wiped::Wiped;
 
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
@@ -80,7 +80,7 @@ impl State {
 }
 
 /// What the library keeps of a peer.
-pub(super) struct Session(Box<Tunn>);
+pub(super) struct Session(Wiped<Tunn>);
 
 impl Session {
     pub(super) fn new(
@@ -90,7 +90,7 @@ impl Session {
         indices: &IndexTable,
         timers: Option<&TimerParams>,
     ) -> Self {
-        let mut tunn = Box::new(Tunn::new(
+        let mut tunn = Wiped::new(Tunn::new(
             identity.secret().clone(),
             x25519::PublicKey::from(peer.0),
             state.preshared_key.as_ref().and_then(PresharedKey::bytes),
@@ -116,14 +116,6 @@ impl Deref for Session {
 impl DerefMut for Session {
     fn deref_mut(&mut self) -> &mut Tunn {
         &mut self.0
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.0.set_preshared_key(Some([0; 32]));
-        // Or the compiler could leave the write out.
-        black_box(&mut self.0);
     }
 }
 

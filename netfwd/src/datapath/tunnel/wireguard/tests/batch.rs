@@ -1,5 +1,6 @@
 //! Batches: what is sealed opens, and nothing else does.
 
+use netfwd_common::checksum::Sum;
 use proptest::prelude::*;
 
 use super::*;

@@ -324,8 +324,8 @@ fn what_answers_nothing_of_ours_does_not_reach_the_control_side() {
     b.receive(&initiation);
     let mut response = take(&mut b);
     response[0].bytes[8] ^= 1;
-    let mut batch = response.iter_mut().filter_map(|sent| message(sent, 0));
-    while a.opener.open(&a.device, &a.counters, &mut batch).is_some() {}
+    let Sent { from, to, bytes, .. } = &mut response[0];
+    a.open(&mut ends::message(bytes, *from, *to, 0).into_iter(), |_| {});
     assert!(a.queue.next(Lanes::ALL).is_none());
     assert_eq!(a.drops(Direction::Ingress, Stage::Handshake, DropReason::NoSession), 1);
 }
