@@ -193,7 +193,7 @@ reasons! {
     /// Every frame that leaves the coalescer has one seed and every seed has one reason, so the counts add up to the
     /// frames let go.
     FlushReason {
-        /// The first packet of its flow in this batch: there was no run to join.
+        /// The first packet of its flow in this batch, or since its run was written: there was no run to join.
         FirstInBatch => "first_in_batch",
         /// Neither TCP nor UDP over IP.
         NotCandidate => "not_candidate",

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::io::tun::{DeviceError, check_name};
+
 /// An eBPF/XDP accelerated tunnel gateway
 #[derive(Debug, Parser)]
 #[command(name = "netfwd", version, arg_required_else_help = true)]
@@ -51,8 +53,12 @@ pub struct Wg {
     #[arg(long, hide = true, conflicts_with = "foreground")]
     pub background: bool,
     /// The device's name
-    #[arg(value_name = "INTERFACE")]
+    #[arg(value_name = "INTERFACE", value_parser = interface_name)]
     pub name: String,
+}
+
+fn interface_name(name: &str) -> Result<String, DeviceError> {
+    check_name(name).map(|()| name.to_owned())
 }
 
 /// Which configuration.

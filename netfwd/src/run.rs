@@ -89,21 +89,43 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 
 /// Runs the gateway until it is told to end.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let control = begin(&config)?;
-    let (links, ready) = find_ready(&control, &config)?;
-    let gateway = Gateway::assemble(&config, &links, &ready.mtus)?;
-    let told = || info!("ready: metrics on http://{}/metrics", config.metrics.listen);
-    operate(control, &config, gateway, Serving::Metrics(ready.listener), told)
+    let mut control = begin(&config)?;
+    let (links, Ready { mtus, listener }) = find_ready(&control, &config)?;
+    let config = Arc::new(config);
+    let Some(gateway) = assemble(&mut control, &config, links, mtus)? else { return Ok(()) };
+    // Port 0 has become another one.
+    let listen = listener.local_addr().unwrap_or(config.metrics.listen);
+    let told = || info!("ready: metrics on http://{listen}/metrics");
+    operate(control, &config, gateway, Serving::Metrics(listener), told)
 }
 
 /// Runs one WireGuard device that is configured over its control socket, without metrics, until it is told to end, its link
 /// is deleted or its control socket removed. `ready` is called once device and socket are there.
 pub fn run_device(name: String, ready: impl FnOnce()) -> Result<(), RunError> {
-    let config = Config::of_device(name);
-    let control = begin(&config)?;
+    let config = Arc::new(Config::of_device(name));
+    let mut control = begin(&config)?;
     let links = control.links().map_err(system("cannot list the interfaces"))?;
-    let gateway = Gateway::assemble(&config, &links, &[config::DEVICE_MTU])?;
+    let mtus = vec![config::DEVICE_MTU];
+    let Some(gateway) = assemble(&mut control, &config, links, mtus)? else { return Ok(()) };
     operate(control, &config, gateway, Serving::Device, ready)
+}
+
+/// The gateway; `None` if a signal came first. What is half made then ends with the process.
+fn assemble(
+    control: &mut Control,
+    config: &Arc<Config>,
+    links: Vec<Link>,
+    mtus: Vec<u16>,
+) -> Result<Option<Gateway>, RunError> {
+    let config = config.clone();
+    match control.unless_stopped(move || Gateway::assemble(&config, &links, &mtus)) {
+        Ok(gateway) => gateway.map(Some),
+        Err(Stop::Failure(reason)) => Err(RunError::Failed(reason)),
+        Err(stop) => {
+            info!("stopping: {stop}");
+            Ok(None)
+        }
+    }
 }
 
 /// What the control thread serves beside control sockets.
@@ -308,7 +330,7 @@ impl Running {
         metrics.add_source(move |scrape: &mut Scrape| {
             for (index, tunnel) in (0..).map(TunnelIndex).zip(shared.table.tunnels()) {
                 if let Some(fdb) = shared.fdbs.get(index) {
-                    scrape.add(Family::FdbEntries, &[&tunnel.name], fdb.len() as u64);
+                    scrape.add(Family::FdbEntries, &[&tunnel.name], fdb.total() as u64);
                 }
             }
         });

@@ -58,7 +58,7 @@ fn the_network_identifier_has_24_bits() {
         (vxlan(&[("vni", "16777216")], ""), "gw.toml:7: tunnel.vni: 16777216 is more than 16777215 (24 bits)"),
         (
             vxlan(&[("vni", "0xffff_ffff_ffff_ffff_ff")], ""),
-            "gw.toml:7: tunnel.vni: ffffffffffffffffff is more than 16777215 (24 bits)",
+            "gw.toml:7: tunnel.vni: 0xffffffffffffffffff is more than 16777215 (24 bits)",
         ),
         (vxlan(&[("vni", "-1")], ""), "gw.toml:7: tunnel.vni: -1 is less than 0"),
         (
@@ -145,6 +145,7 @@ fn device_names_are_names_that_the_kernel_takes() {
             "gw.toml:5: tunnel.name: \"vx 7\" has a character that interface names cannot have (space, /, :, %)",
         ),
         (name("\"\""), "gw.toml:5: tunnel.name: an interface name cannot be empty"),
+        (name("\"vé7\""), "gw.toml:5: tunnel.name: \"vé7\" is not ASCII, as a device's name must be here"),
         (
             name("\"eth0\""),
             "gw.toml:5: tunnel.name: \"eth0\" is an underlay interface: the tunnel needs a name of its own",
@@ -193,6 +194,10 @@ fn keys_of_the_other_layer_are_refused() {
         (
             gpe(&[], ""),
             "gw.toml:4: tunnel.route: missing: at least one [[tunnel.route]] with prefix and remote; nothing passes without",
+        ),
+        (
+            gpe(&[], "route = []\n"),
+            "gw.toml:10: tunnel.route: missing: at least one [[tunnel.route]] with prefix and remote; nothing passes without",
         ),
     ]);
 }
@@ -281,6 +286,12 @@ fn checksum_switches_belong_to_their_family() {
             vxlan(&[], "udp6_zero_checksum_rx = true\n"),
             "gw.toml:10: tunnel.udp6_zero_checksum_rx: only over IPv6, and local is IPv4 (where a zero checksum is always accepted)",
         ),
+        (
+            v6(
+                "[[tunnel]]\nname = \"vx8\"\nkind = \"vxlan\"\nvni = 8\nlocal = \"fd00::2\"\nremotes = [\"fd00::1\"]\nudp6_zero_checksum_rx = true\n",
+            ),
+            "gw.toml:16: tunnel.udp6_zero_checksum_rx: is false for the tunnel of line 5, which has the same address and port: one socket, one rule",
+        ),
     ]);
 }
 
@@ -315,6 +326,11 @@ fn sections_are_there_and_have_their_brackets() {
     let underlay = "[[underlay]]\ninterface = \"eth0\"\n";
     refused(&[
         (underlay.to_owned(), "gw.toml:1: tunnel: missing: at least one [[tunnel]]"),
+        (format!("tunnel = []\n{underlay}"), "gw.toml:1: tunnel: missing: at least one [[tunnel]]"),
+        (
+            format!("underlay = []\n{}", vxlan(&[], "").split_once("\n\n").expect("a blank line").1),
+            "gw.toml:1: underlay: missing: at least one [[underlay]] with interface = \"…\" (xdp = \"off\" uses kernel sockets only)",
+        ),
         (
             vxlan(&[], "").replace("[[underlay]]", "[underlay]"),
             "gw.toml:1: underlay: expected [[underlay]] with double brackets: there may be several",
@@ -323,6 +339,20 @@ fn sections_are_there_and_have_their_brackets() {
         (
             format!("metrics.listen = \"9477\"\n{}", vxlan(&[], "")),
             "gw.toml:1: metrics.listen: \"9477\" is not an address with port; expected one such as \"127.0.0.1:9477\" or \"[::1]:9477\"",
+        ),
+    ]);
+}
+
+#[test]
+fn what_a_line_quotes_cannot_make_it_two() {
+    refused(&[
+        (
+            vxlan(&[("kind", "\"\"\"a\nb\\u001b[31m\"\"\"")], ""),
+            "gw.toml:6: tunnel.kind: \"a\\nb\\u{1b}[31m\" is not one of \"vxlan\", \"vxlan-gpe\", \"wireguard\"",
+        ),
+        (
+            format!("\"a\\nb\" = 1\n{}", vxlan(&[], "")),
+            "gw.toml:1: a\\nb: unknown key; known here: metrics, underlay, gro, tunnel",
         ),
     ]);
 }

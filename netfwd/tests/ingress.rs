@@ -405,6 +405,27 @@ fn unfinished_checksums_are_told_apart_and_finished_when_asked_to() {
 }
 
 #[test]
+fn a_finished_udp_checksum_of_zero_is_written_as_ffff() {
+    // A last word of what the checksum was without it.
+    let mut packet = udp(true);
+    packet.payload[98..].fill(0);
+    let checksum = packet.build()[46..48].to_vec();
+    packet.payload[98..].copy_from_slice(&checksum);
+    assert_eq!(packet.build()[46..48], [0xff, 0xff]);
+    let mut world = World::with_policy(Verify::Drop, true);
+    assert_eq!(world.run(vec![gpe(&unfinished(&packet))])[0].bytes[10..], packet.build());
+}
+
+#[test]
+fn a_tolerated_packet_keeps_what_stands_behind_it() {
+    // The length may be what is damaged.
+    let mut frame = ethernet(&damaged()[0].0, 1, &[]);
+    frame.resize(frame.len() + 6, 0);
+    let mut world = World::with_policy(Verify::Count, false);
+    assert_eq!(world.run(vec![vxlan(&frame)])[0].bytes[10..], frame);
+}
+
+#[test]
 fn a_flag_that_lies_launders_nothing() {
     let mut bytes = tcp(false).build();
     bytes[100] ^= 1;

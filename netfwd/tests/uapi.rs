@@ -209,6 +209,18 @@ fn lines_and_operations_that_make_no_sense_end_in_bounds() {
 }
 
 #[test]
+fn silent_connections_keep_nobody_out() {
+    let directory = Directory::new("silent");
+    let server = Server::start(&directory.0, "wg0");
+    let silent: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    let mut half: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    half.iter_mut().for_each(|stream| stream.write_all(b"set=1\nfwmark=9").expect("room"));
+    assert_eq!(server.say("get=1\n\n"), "errno=0\n\n");
+    drop((silent, half));
+    assert_eq!(server.say("get=1\n\n"), "errno=0\n\n", "and half a request changes nothing");
+}
+
+#[test]
 fn a_thousand_peers_fit_one_request_and_one_answer() {
     let directory = Directory::new("peers");
     let server = Server::start(&directory.0, "wg0");

@@ -175,7 +175,7 @@ fn a_name_that_is_none_is_an_error_on_the_caller_s_stderr() {
     let Some(host) = Host::new("none") else { return };
     let Output { status, stderr, .. } = host.run(NETFWD, &["wg", "a/b"]);
     let said = String::from_utf8_lossy(&stderr);
-    assert_eq!(status.code(), Some(1), "{said}");
+    assert_eq!(status.code(), Some(2), "{said}");
     assert!(said.contains("is no interface name"), "{said}");
 }
 

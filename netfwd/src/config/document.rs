@@ -54,9 +54,10 @@ impl<'s> Report<'s> {
         1 + before.iter().filter(|&&byte| byte == b'\n').count()
     }
 
-    /// Adds a fault at a byte of the source.
+    /// Adds a fault at a byte of the source. What it quotes may hold line ends or worse: it stays one printable line.
     pub fn fault(&self, offset: usize, key: impl Into<String>, message: impl Into<String>) {
-        let error = KeyError { line: self.line(offset), key: key.into(), message: message.into() };
+        let error =
+            KeyError { line: self.line(offset), key: printable(key.into()), message: printable(message.into()) };
         self.errors.borrow_mut().push(error);
     }
 
@@ -66,6 +67,18 @@ impl<'s> Report<'s> {
         errors.sort_by_key(|error| error.line);
         errors
     }
+}
+
+/// A text whose control characters are written as escapes.
+fn printable(text: String) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => printable.extend(c.escape_debug()),
+            false => printable.push(c),
+        }
+    }
+    printable
 }
 
 /// One table of the document, read key by key.
@@ -97,6 +110,11 @@ impl<'a, 's> Section<'a, 's> {
     /// Whether the key is present.
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
+    }
+
+    /// Whether the key is absent, or a list of nothing.
+    pub fn lacks(&self, key: &str) -> bool {
+        self.table.get(key).is_none_or(|value| value.get_ref().as_array().is_some_and(|list| list.is_empty()))
     }
 
     /// Where faults of `key` are reported: its value, or the section if it is absent.

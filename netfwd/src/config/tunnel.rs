@@ -14,7 +14,7 @@ use toml::Spanned;
 
 use super::document::Section;
 use super::value::{
-    boolean, integer, integer16, interface_address, interface_name, list, mac, one_of, port, prefix, unicast,
+    boolean, device_name, integer, integer16, interface_address, list, mac, one_of, port, prefix, unicast,
 };
 use super::{Protocol, Tunnel, TunnelLines, Vxlan, wireguard};
 use crate::datapath::packet::RemoteIndex;
@@ -32,7 +32,7 @@ const KINDS: [(&str, TunnelKind); 3] = [
 
 /// One tunnel of the configuration `file`; `None` after a fault in something that the rest needs.
 pub(super) fn tunnel(section: &mut Section<'_, '_>, file: &Path) -> Option<Tunnel> {
-    let name = section.required("name", "the device's name, such as \"vx7\"", interface_name);
+    let name = section.required("name", "the device's name, such as \"vx7\"", device_name);
     let kind = section.required("kind", "\"vxlan\", \"vxlan-gpe\" or \"wireguard\"", |value| one_of(value, &KINDS));
     let addresses = addresses(section);
     let mtu = mtu(section, &addresses);
@@ -204,7 +204,7 @@ fn routes(
                 "only for \"vxlan-gpe\": vxlan carries Ethernet, where the kernel routes over the device",
             );
         }
-        Some(kind) if !kind.is_l2() && !section.has("route") => {
+        Some(kind) if !kind.is_l2() && section.lacks("route") => {
             section.fault(
                 "route",
                 "missing: at least one [[tunnel.route]] with prefix and remote; nothing passes without",

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use netfwd_common::wire::ethernet::{Mac, is_multicast};
 use toml::Spanned;
-use toml::de::DeValue;
+use toml::de::{DeInteger, DeValue};
 
 use super::document::{Fault, Parsed};
 
@@ -24,10 +24,21 @@ fn wrong_type<T>(value: &Value<'_>, expected: &str) -> Parsed<T> {
 fn describe(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => format!("the string \"{text}\""),
-        DeValue::Integer(number) => format!("the number {}", number.as_str()),
+        DeValue::Integer(number) => format!("the number {}", written(number)),
         DeValue::Boolean(choice) => choice.to_string(),
         other => format!("a value of type {}", other.type_str()),
     }
+}
+
+/// A number as the file has it, but for underscores.
+fn written(number: &DeInteger<'_>) -> String {
+    let prefix = match number.radix() {
+        2 => "0b",
+        8 => "0o",
+        16 => "0x",
+        _ => "",
+    };
+    format!("{prefix}{}", number.as_str())
 }
 
 /// `true` or `false`.
@@ -49,7 +60,7 @@ pub fn integer(value: &Value<'_>, range: RangeInclusive<u32>, why: &str) -> Pars
     match i128::from_str_radix(number.as_str(), number.radix()) {
         Ok(n) if n < i128::from(low) => fault(value, format!("{n} is less than {low}")),
         Ok(n) if n <= i128::from(high) => Ok(n as u32),
-        _ => fault(value, format!("{} is more than {high}{why}", number.as_str())),
+        _ => fault(value, format!("{} is more than {high}{why}", written(number))),
     }
 }
 
@@ -168,6 +179,16 @@ pub fn interface_name(value: &Value<'_>) -> Parsed<String> {
         _ => return Ok(text.to_owned()),
     };
     fault(value, refused)
+}
+
+/// A name for a device of ours: what the kernel takes, in printable ASCII.
+pub fn device_name(value: &Value<'_>) -> Parsed<String> {
+    let name = interface_name(value)?;
+    if name.is_ascii() {
+        Ok(name)
+    } else {
+        fault(value, format!("\"{name}\" is not ASCII, as a device's name must be here"))
+    }
 }
 
 /// One of a few names.

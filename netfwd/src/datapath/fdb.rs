@@ -124,6 +124,11 @@ impl Fdb {
         self.learned.load(Ordering::Relaxed)
     }
 
+    /// How many entries there are, static ones included.
+    pub fn total(&self) -> usize {
+        self.fixed.len() + self.len()
+    }
+
     /// Whether nothing is learned.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -327,6 +332,8 @@ mod tests {
         fdb.age(100_000);
         assert_eq!(fdb.lookup(&FIXED, 100_000), Some(HERE));
         assert_eq!(fdb.entries(0).next(), Some(Entry { mac: FIXED, remote: HERE, age: None }));
+        fdb.learn(&mac(1), HERE, 0);
+        assert_eq!((fdb.total(), fdb.len()), (2, 1));
     }
 
     #[test]

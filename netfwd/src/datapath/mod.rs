@@ -18,6 +18,7 @@ pub mod lpm;
 pub mod offload;
 pub mod overlay;
 pub mod packet;
+pub mod places;
 pub mod sealed;
 pub mod seam;
 pub mod segment;

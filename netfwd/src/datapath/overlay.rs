@@ -195,3 +195,22 @@ impl Hash {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 4302 §2.2: the authentication header counts words of four bytes, all others words of eight (RFC 8200 §4).
+    #[test]
+    fn every_extension_header_is_as_long_as_its_kind_says() {
+        for (kind, len, expected) in
+            [(ipv6::HOP_BY_HOP, 0, 8), (ipv6::DESTINATION_OPTIONS, 2, 24), (ipv6::AUTHENTICATION, 4, 24)]
+        {
+            let mut packet = vec![0; 40 + 64];
+            (packet[0], packet[6], packet[40], packet[41]) = (0x60, kind, IPPROTO_TCP, len);
+            let overlay = Overlay::parse(Link::Ip, &packet, 0).expect("a packet");
+            let transport = Transport { protocol: IPPROTO_TCP, offset: 40 + expected };
+            assert_eq!(overlay.network.and_then(|network| network.transport), Some(transport), "{kind}");
+        }
+    }
+}

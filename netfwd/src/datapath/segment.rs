@@ -178,3 +178,22 @@ fn store<const N: usize>(bytes: &mut [u8], offset: usize, value: [u8; N]) {
         *slot = value;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_completed_packet_s_sum_follows_from_its_head_or_is_not_told() {
+        let packet: Vec<u8> = (1..=60).collect();
+        for (start, offset) in (0..40).flat_map(|start| (0..18).map(move |offset| (start, offset))) {
+            let mut completed = packet.clone();
+            let sum = complete_checksum(&mut completed, Checksum { start, field: start + offset });
+            let is_aligned = start % 2 == 0 && offset % 2 == 0;
+            assert_eq!(sum.is_some(), is_aligned, "{start} + {offset}");
+            // One number, whichever of its two zeroes.
+            let right = |sum: Sum| sum.fold() % 0xffff == Sum::ZERO.add(&completed).fold() % 0xffff;
+            assert!(sum.is_none_or(right), "{start} + {offset}");
+        }
+    }
+}

@@ -10,6 +10,7 @@ use netfwd_common::reason::{DropReason, FlushReason, Stage};
 use netfwd_common::wire::{IPPROTO_TCP, IPPROTO_UDP};
 
 use super::packet::TunnelIndex;
+use super::places::can_occur;
 
 /// A count with a single writer.
 #[derive(Debug, Default)]
@@ -100,6 +101,7 @@ impl Default for Reasons {
 impl Drops {
     /// Counts `packets`.
     pub fn add(&self, direction: Direction, stage: Stage, reason: DropReason, packets: u64) {
+        debug_assert!(can_occur(direction, stage, reason), "{direction:?} {stage:?} {reason:?} is not in the table");
         self.0[direction as usize][stage as usize].0[reason.index()].add(packets);
     }
 

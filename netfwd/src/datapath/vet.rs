@@ -413,7 +413,77 @@ fn udp_behind_extensions(ip: &[u8], first: u8) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// A TCP segment or UDP datagram with `payload` bytes, and padding behind it.
+    fn padded(v6: bool, udp: bool, payload: usize, padding: usize) -> Vec<u8> {
+        let header_len = if udp { udp::HEADER_LEN } else { tcp::HEADER_LEN };
+        let len = (header_len + payload) as u16;
+        let protocol = if udp { IPPROTO_UDP } else { IPPROTO_TCP };
+        let mut packet = if v6 {
+            [&[0x60, 0, 0, 0], len.to_be_bytes().as_slice(), &[protocol, 64], &[0xfd; 32]].concat()
+        } else {
+            let total = (len + 20).to_be_bytes();
+            [&[0x45, 0], total.as_slice(), &[0, 1, 0x40, 0, 64, protocol, 0, 0], &[10, 0, 0, 1, 10, 0, 0, 2]].concat()
+        };
+        let l4 = packet.len();
+        packet.resize(l4 + usize::from(len) + padding, 7);
+        match udp {
+            true => packet[l4 + 4..l4 + 6].copy_from_slice(&len.to_be_bytes()),
+            false => packet[l4 + 12] = 0x50,
+        }
+        packet
+    }
+
+    /// Puts checksums where whoever believes the lengths looks for them, so that lengths are all that can be wrong.
+    fn finish(packet: &mut [u8]) -> Option<()> {
+        let is_v6 = packet[0] >> 4 == 6;
+        let word = |at: usize| usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]));
+        let (l4, end, protocol) = if is_v6 { (40, 40 + word(4), packet[6]) } else { (20, word(2), packet[9]) };
+        if !is_v6 {
+            packet[10..12].fill(0);
+            let checksum = Sum::ZERO.add(&packet[..20]).checksum();
+            packet[10..12].copy_from_slice(&checksum.to_bytes());
+        }
+        let field = l4 + if protocol == IPPROTO_UDP { 6 } else { 16 };
+        packet.get_mut(field..field + 2)?.fill(0);
+        let addresses = if is_v6 { 8..40 } else { 12..20 };
+        let len = end.checked_sub(l4)? as u32;
+        let sum = Sum::ZERO.add(&packet[addresses]).add_u16(protocol.into()).add_u32(len).add(packet.get(l4..end)?);
+        packet.get_mut(field..field + 2)?.copy_from_slice(&sum.checksum().to_udp_bytes());
+        Some(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_short_way_accepts_nothing_that_the_long_way_would_not(
+            (v6, udp, zero, verified) in any::<(bool, bool, bool, bool)>(),
+            (payload, padding) in (0usize..40, 0usize..40),
+            lies in prop::collection::vec((0usize..13, any::<u8>(), any::<bool>()), 0..3),
+        ) {
+            let mut packet = padded(v6, udp, payload, padding);
+            let l4 = if v6 { 40 } else { 20 };
+            for (at, value, is_near) in lies {
+                // Version, lengths, fragments, protocol; UDP length, data offset.
+                let at = [0, 2, 3, 4, 5, 6, 6, 7, 9, l4 + 4, l4 + 5, l4 + 12, l4 + 12][at];
+                if let Some(byte) = packet.get_mut(at) {
+                    *byte = if is_near { byte.wrapping_add(value % 9).wrapping_sub(4) } else { value };
+                }
+            }
+            finish(&mut packet);
+            if let Some(field) = packet.get_mut(l4 + 6..l4 + 8).filter(|_| udp && zero) {
+                field.fill(0);
+            }
+            let verdict = if verified { ChecksumVerdict::Verified } else { ChecksumVerdict::Unverified };
+            let policy = VerifyPolicy::default();
+            let long = vet_closely(&mut packet.clone(), Link::Ip, verdict, policy);
+            prop_assert_eq!(vet(&mut packet, Link::Ip, verdict, policy), long);
+        }
+    }
 
     #[test]
     fn a_udp_port_is_found_behind_extension_headers() {

@@ -180,7 +180,8 @@ fn parse_queue_drops(table: &str, name: &str) -> Option<u64> {
     numbers.split_ascii_whitespace().nth(TRANSMIT_DROPS)?.parse().ok()
 }
 
-fn check_name(name: &str) -> Result<(), DeviceError> {
+/// Whether a device may have this name.
+pub fn check_name(name: &str) -> Result<(), DeviceError> {
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
     let good = (1..libc::IFNAMSIZ).contains(&name.len()) && name.chars().all(plain) && name != "." && name != "..";
     if good { Ok(()) } else { Err(DeviceError::Name { name: name.to_owned() }) }

@@ -2,25 +2,33 @@
 //!
 //! A handshake costs as much as some hundred packets, and whoever likes may send the first message of one. So workers hand
 //! handshake messages over in a bounded queue, which drops them when it is full, and this thread works them off at a lower
-//! priority than the workers have: a flood costs handshakes, not data.
+//! priority than the workers have and within an allowance of CPU time: a flood costs handshakes, not data.
 
+use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
+use rustix::time::{ClockId, clock_gettime};
 use tracing::info;
 
+use super::allowance::Allowances;
 use super::interface::Interface;
 use crate::datapath::sealed::transmit;
 use crate::datapath::stats::Counters;
-use crate::datapath::tunnel::wireguard::{Handshakes, Message, Now, Outgoing, QueueReceiver, QueueSender, TICK, queue};
+use crate::datapath::tunnel::wireguard::{
+    Handshakes, Lanes, Message, Now, Outgoing, QueueReceiver, QueueSender, TICK, queue,
+};
 
-/// Handshake messages that may wait: as many as the kernel lets wait (`MAX_QUEUED_INCOMING_HANDSHAKES`).
+/// Handshake messages that may wait in each lane: as many as the kernel lets wait (`MAX_QUEUED_INCOMING_HANDSHAKES`).
 const QUEUE: usize = 4096;
 /// How much the thread yields to others: half of the way from an ordinary one to one that runs only when nobody else does.
 const NICE: i32 = 10;
+/// Messages between two looks at clocks, errands and timers.
+const TURN: usize = 16;
 
 /// The thread's things, before it runs.
 pub struct Desk {
@@ -49,14 +57,13 @@ impl Desk {
         if let Err(error) = setpriority_process(Some(gettid()), NICE) {
             info!("handshakes have the workers' priority: {error}");
         }
+        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        let mut allowances = Allowances::new(cpus, Instant::now());
         let mut handshakes = Handshakes::new();
         let mut next_tick = Instant::now() + TICK;
         while !self.closed.load(Ordering::Relaxed) {
-            let message = self.queue.receive(next_tick.saturating_duration_since(Instant::now()));
+            self.turn(&mut handshakes, &mut allowances, next_tick, interfaces, counters);
             let now = Now::read();
-            if let Some(message) = message {
-                self.answer(&mut handshakes, interfaces, counters, now, &message);
-            }
             for interface in interfaces {
                 let emit = &mut |outgoing: &Outgoing<'_>| send(interface, outgoing, counters);
                 handshakes.run_errands(interface.device(), counters, now, emit);
@@ -68,6 +75,28 @@ impl Desk {
                 next_tick = now.monotonic + TICK;
             }
         }
+    }
+
+    /// Waits for a message until `next_tick`, and works off some of its lane.
+    fn turn(
+        &self,
+        handshakes: &mut Handshakes,
+        allowances: &mut Allowances,
+        next_tick: Instant,
+        interfaces: &[Arc<Interface>],
+        counters: &Counters,
+    ) {
+        let now = Instant::now();
+        let lanes = allowances.lanes(now);
+        let until_tick = next_tick.saturating_duration_since(now);
+        let patience = allowances.closed_for().map_or(until_tick, |closed| until_tick.min(closed));
+        let Some(first) = self.queue.receive(lanes, patience) else { return };
+        let (now, lane, started) = (Now::read(), first.lane(), own_time());
+        let more = iter::from_fn(|| self.queue.next(Lanes::default().with(lane)));
+        for message in iter::once(first).chain(more).take(TURN) {
+            self.answer(handshakes, interfaces, counters, now, &message);
+        }
+        allowances.spend(lane, own_time().saturating_sub(started));
     }
 
     fn answer(
@@ -82,6 +111,12 @@ impl Desk {
         let emit = &mut |outgoing: &Outgoing<'_>| send(interface, outgoing, counters);
         handshakes.receive(interface.device(), counters, now, self.queue.is_loaded(), message, emit);
     }
+}
+
+/// The CPU time that this thread has had.
+fn own_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 fn send(interface: &Interface, outgoing: &Outgoing<'_>, counters: &Counters) {

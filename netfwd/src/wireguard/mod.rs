@@ -12,6 +12,7 @@
 //! What the protocol says is [`datapath::tunnel::wireguard`](crate::datapath::tunnel::wireguard)'s; here are the sockets,
 //! threads and clocks around it.
 
+mod allowance;
 pub mod desk;
 pub mod interface;
 pub mod path;

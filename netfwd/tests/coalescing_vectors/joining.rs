@@ -70,6 +70,17 @@ fn a_changed_timestamp_of_the_same_length_ends_the_run() {
 }
 
 #[test]
+fn changed_options_of_any_length_end_the_run() {
+    for len in (4..=40).step_by(4) {
+        let options = |last| [vec![1; len - 1], vec![last]].concat();
+        let mut batch =
+            change_in_mid_run(Packet { tcp_options: options(1), ..tcp(false) }, |p| p.tcp_options = options(0));
+        assert_eq!(batch.run(), [2, 2], "{len} bytes");
+        assert_eq!(batch.reason(FlushReason::TcpOptions), 1);
+    }
+}
+
+#[test]
 fn a_changed_flow_label_ends_the_run() {
     for first in [tcp(true), udp(true)] {
         let mut batch = change_in_mid_run(first, |p| p.label = 0xabcde);
@@ -259,8 +270,8 @@ fn the_reserved_fragment_bit_is_never_merged() {
     let mut evil = train(udp(false), 3, 100)[1].build();
     evil[6] |= 0x80;
     fix_ipv4_checksum(&mut evil);
-    let mut batch = Batch::new().and(udp(false).build()).and(evil).and(udp(false).build());
-    assert_eq!(batch.run(), [1, 1, 1]);
+    let mut batch = Batch::new().and(udp(false).build()).and(evil.clone()).and(evil).and(udp(false).build());
+    assert_eq!(batch.run(), [1; 4]);
 }
 
 #[test]
@@ -296,9 +307,10 @@ fn a_udp_superframe_has_at_most_65535_bytes() {
 
 #[test]
 fn udp_superframes_have_as_many_segments_as_the_kernel_takes() {
-    for limit in [64, 128] {
+    // Datagrams of ten bytes are too short for the shortcut.
+    for (limit, len) in [(64, 10), (64, 100), (128, 10), (128, 100)] {
         let with_limit =
-            |count| Batch::of(train(udp(false), count, 10)).with(|config| config.max_udp_segments = limit as u16);
+            |count| Batch::of(train(udp(false), count, len)).with(|config| config.max_udp_segments = limit as u16);
         assert_eq!(with_limit(limit).run(), [limit]);
         let mut batch = with_limit(limit + 1);
         assert_eq!(batch.run(), [limit, 1]);

@@ -36,13 +36,26 @@ fn datagrams_without_a_checksum_merge_among_themselves_when_asked_to() {
 }
 
 #[test]
+fn a_datagram_without_a_checksum_stays_alone_whatever_is_said_of_it() {
+    let zero = Packet { zero_checksum: true, ..udp(false) };
+    for checksums in [Checksums::Verified, Checksums::Unverified, Checksums::Bad] {
+        let batch = Batch::of([udp(false), udp(false)]).and_tagged(0, zero.build(), checksums);
+        assert_eq!(batch.and(udp(false).build()).run(), [2, 1, 1], "{checksums:?}");
+        // Where merging them is allowed, the IPv4 header has to be known as good.
+        let batch = Batch::new().with(|config| config.udp_zero_checksum = true);
+        let mut batch = batch.and_tagged(0, zero.build(), checksums).and_tagged(0, zero.build(), checksums);
+        assert_eq!(batch.run(), [1, 1], "{checksums:?}");
+    }
+}
+
+#[test]
 fn ipv6_datagrams_without_a_checksum_are_never_merged() {
     let zero = Packet { zero_checksum: true, ..udp(true) };
     let mut batch = Batch::new().with(|config| config.udp_zero_checksum = true);
     for checksums in [Checksums::Absent, Checksums::Verified, Checksums::Unverified] {
-        batch = batch.and_tagged(0, zero.build(), checksums);
+        batch = batch.and_tagged(0, zero.build(), checksums).and_tagged(0, zero.build(), checksums);
     }
-    assert_eq!(batch.run(), [1, 1, 1]);
+    assert_eq!(batch.run(), [1; 6]);
 }
 
 #[test]
@@ -192,6 +205,33 @@ fn lengths_that_lie_are_never_believed() {
         let mut batch = Batch::new().and(bytes.clone()).and(bytes);
         assert_eq!(batch.run_unchecked(), [1, 1], "byte {at} = {value:#x}");
         assert_eq!(batch.reason(FlushReason::Length), 2);
+    }
+}
+
+#[test]
+fn a_version_or_header_length_that_no_ip_has_is_never_merged() {
+    let versions: [(Packet, u8); 4] = [(tcp(false), 0x44), (tcp(false), 0x65), (tcp(true), 0x45), (udp(true), 0x50)];
+    for (packet, first_byte) in versions {
+        let mut batch = Batch::new().on_tap();
+        for packet in train(packet, 2, 100) {
+            let mut frame = ethernet(&packet.build(), 1, &[]);
+            frame[14] = first_byte;
+            batch = batch.and(frame);
+        }
+        assert_eq!(batch.run_unchecked(), [1, 1], "{first_byte:#x}");
+        assert_eq!(batch.reason(FlushReason::Length), 2);
+    }
+}
+
+#[test]
+fn a_packet_that_is_shorter_than_it_says_joins_no_run() {
+    for first in [tcp(false), tcp(true), udp(false), udp(true)] {
+        let mut bytes: Vec<_> = train(first, 3, 100).iter().map(Packet::build).collect();
+        bytes[1].pop();
+        let mut batch = bytes.iter().cloned().fold(Batch::new(), Batch::and);
+        assert_eq!(batch.run_unchecked(), [1, 1, 1]);
+        let out: Vec<_> = batch.sink.frames.iter().map(|frame| frame.bytes[10..].to_vec()).collect();
+        assert_eq!(out, bytes);
     }
 }
 

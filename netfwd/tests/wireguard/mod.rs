@@ -4,7 +4,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use netfwd::datapath::offload::Offload;
@@ -15,8 +14,8 @@ use netfwd::datapath::stats::Counters;
 use netfwd::datapath::table::address_bytes;
 use netfwd::datapath::tunnel::decap::{SealedMessage, SocketOrigin};
 use netfwd::datapath::tunnel::wireguard::{
-    AllowedIpUpdate, Content, Device, DeviceUpdate, Handshakes, Inner, Now, Opener, Outgoing, PeerUpdate, PrivateKey,
-    PublicKey, QueueReceiver, Sealed, Sealer, queue,
+    AllowedIpUpdate, Content, Device, DeviceUpdate, Handshakes, Inner, Lanes, Now, Opener, Outgoing, PeerUpdate,
+    PrivateKey, PublicKey, QueueReceiver, Sealed, Sealer, queue,
 };
 use netfwd_common::checksum::Sum;
 use netfwd_common::reason::DropReason;
@@ -121,7 +120,7 @@ impl End {
     pub fn take_turn(&mut self, mut emit: impl FnMut(&Outgoing<'_>)) {
         let Self { device, queue, handshakes, counters, is_loaded, .. } = self;
         handshakes.run_errands(device, counters, Now::read(), &mut emit);
-        while let Some(message) = queue.receive(Duration::ZERO) {
+        while let Some(message) = queue.next(Lanes::ALL) {
             handshakes.receive(device, counters, Now::read(), *is_loaded, &message, &mut emit);
             handshakes.run_errands(device, counters, Now::read(), &mut emit);
         }
@@ -212,6 +211,12 @@ impl Wire {
             self.lens.push(len);
             rest -= len;
         }
+    }
+
+    /// Takes one datagram in, whatever it is.
+    pub fn put_message(&mut self, message: &[u8]) {
+        self.bytes.extend_from_slice(message);
+        self.lens.push(message.len());
     }
 
     /// The datagrams.

@@ -94,7 +94,7 @@ fn measure_subject(lab: &Lab, subject: Subject, binary: &Path, seconds: f64) -> 
     }
     figures.extend(round_trips(subject, lab, seconds)?);
     if let Some(flood) = flood(lab, seconds)? {
-        figures.push(under_flood(subject, lab, &gateway, flood)?);
+        figures.extend(under_flood(subject, lab, &gateway, flood)?);
     }
     figures.extend(memory(subject, &gateway)?);
     gateway.stop()?;
@@ -141,20 +141,25 @@ fn flood(lab: &Lab, seconds: f64) -> Result<Option<Flood>> {
     }))
 }
 
-/// What is left of one TCP flow meanwhile.
-fn under_flood(subject: Subject, lab: &Lab, gateway: &Gateway<'_>, flood: Flood) -> Result<Figure> {
+/// What is left of one TCP flow meanwhile, beside what it was just before.
+fn under_flood(subject: Subject, lab: &Lab, gateway: &Gateway<'_>, flood: Flood) -> Result<Vec<Figure>> {
     let seconds = flood.duration.as_secs_f64();
     let case = Case { protocol: Protocol::Tcp { flows: 1 }, direction: Direction::Ingress, seconds };
+    let undisturbed = measure(lab, gateway, case, |_| {})?;
     let longer = Flood { duration: flood.duration + FLOOD_LEAD, ..flood };
-    let outcome = thread::scope(|scope| {
+    let (outcome, sent) = thread::scope(|scope| {
         let flood = scope.spawn(|| flood::run(&lab.peer, &longer));
         thread::sleep(FLOOD_LEAD);
         let outcome = measure(lab, gateway, case, |_| {});
-        flood.join().map_err(|_| anyhow!("the flood panicked"))??;
-        outcome
+        let sent = flood.join().map_err(|_| anyhow!("the flood panicked"))??;
+        Ok::<_, anyhow::Error>((outcome?, sent))
     })?;
     let name = format!("TCP peer → server, 1 flow, under {FLOOD_RATE} forged handshakes/s");
-    Ok(figure(subject, &name, outcome.gigabits, "Gbit/s"))
+    Ok(vec![
+        figure(subject, &name, outcome.gigabits, "Gbit/s"),
+        figure(subject, &name, outcome.gigabits / undisturbed.gigabits * 100.0, "% of the goodput just before"),
+        figure(subject, "forged handshakes that left", sent as f64 / longer.duration.as_secs_f64(), "a second"),
+    ])
 }
 
 /// Resident memory after all that traffic, and what of it the UMEM may take.

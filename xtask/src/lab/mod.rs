@@ -18,6 +18,7 @@
 mod metrics;
 mod namespace;
 mod netfwd;
+pub mod packet_socket;
 mod process;
 mod tunnel;
 mod wire;

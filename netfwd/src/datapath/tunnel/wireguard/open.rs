@@ -21,7 +21,7 @@ use gotatun::noise::TunnResult;
 use gotatun::noise::errors::WireGuardError;
 use gotatun::packet::{Packet, WgKind};
 use netfwd_common::reason::{DropReason, Stage};
-use netfwd_common::wire::wireguard::{Data, MessageType};
+use netfwd_common::wire::wireguard::{CookieReply, Data, MessageType, Response};
 use netfwd_common::wire::{ipv4, ipv6};
 use zerocopy::FromBytes;
 
@@ -29,7 +29,7 @@ use super::allowed_ips::{AllowedIps, Snapshots};
 use super::device::Device;
 use super::path::Path;
 use super::peer::{Peer, State};
-use super::queue::Message;
+use super::queue::{Lane, Message};
 use super::sessions::ByIndex;
 use crate::datapath::ecn;
 use crate::datapath::flow::{Family, locate_ip};
@@ -119,7 +119,7 @@ impl Opener {
             any = true;
             let taken = match message.message_type {
                 MessageType::Data => self.take_data(&sessions, &message).map_err(|reason| (Stage::Crypto, reason)),
-                _ => enqueue(device, &message).map_err(|reason| (Stage::Handshake, reason)),
+                _ => enqueue(device, &sessions, &message).map_err(|reason| (Stage::Handshake, reason)),
             };
             if let Err((stage, reason)) = taken {
                 counters.drops.add(Direction::Ingress, stage, reason, 1);
@@ -181,11 +181,30 @@ impl<'a> Iterator for Opened<'a> {
     }
 }
 
-/// Hands a handshake message to the control side.
-fn enqueue(device: &Device, message: &SealedMessage<'_>) -> Result<(), DropReason> {
+/// Hands a handshake message to the control side, unless it answers nothing of ours.
+fn enqueue(device: &Device, sessions: &ByIndex, message: &SealedMessage<'_>) -> Result<(), DropReason> {
     let path = Path::back_to(&message.origin);
+    let is_expected = match answered(message)? {
+        Some(index) if !sessions.contains_key(&index) => return Err(DropReason::NoSession),
+        Some(_) => true,
+        None => device.places.contains(&path.remote),
+    };
+    if !device.queue().has_room(Lane::of(message.bytes, is_expected)) {
+        return Err(DropReason::HandshakeQueueFull);
+    }
     let message = Message::new(device.tunnel(), path, message.bytes).ok_or(DropReason::BadLength)?;
-    if device.queue().send(message) { Ok(()) } else { Err(DropReason::HandshakeQueueFull) }
+    if device.queue().send(message.expected(is_expected)) { Ok(()) } else { Err(DropReason::HandshakeQueueFull) }
+}
+
+/// The index of ours that a handshake message answers to.
+fn answered(message: &SealedMessage<'_>) -> Result<Option<u32>, DropReason> {
+    let bytes = &*message.bytes;
+    let receiver = match message.message_type {
+        MessageType::Response => Response::ref_from_bytes(bytes).ok().map(|response| response.receiver),
+        MessageType::CookieReply => CookieReply::ref_from_bytes(bytes).ok().map(|reply| reply.receiver),
+        MessageType::Initiation | MessageType::Data => return Ok(None),
+    };
+    receiver.map(|index| Some(index.get())).ok_or(DropReason::BadLength)
 }
 
 /// The messages of a batch by peer.

@@ -6,6 +6,7 @@
 //!
 //! The session object is overwritten before it is freed ([`Wiped`]): the library wipes only some of the keys in it.
 
+use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +66,11 @@ impl State {
     /// confirmation"). The library would use it.
     pub(super) fn awaits_confirmation(&self) -> bool {
         self.unconfirmed.is_some() && !self.is_established
+    }
+
+    /// Where the peer is, if there is a session with it.
+    pub(super) fn place(&self) -> Option<SocketAddr> {
+        self.path.filter(|_| self.is_established).map(|path| path.remote)
     }
 
     /// No session is left.

@@ -1,19 +1,31 @@
 //! The way from the workers to the control side: bounded, and full under a flood.
 //!
+//! Who forges sources cannot answer, so the many messages of a flood have nothing that vouches for them: no cookie, no session
+//! index of ours, not the address of a peer with a session. What has one goes by a lane of its own, past all others; so
+//! somebody new has to get through the crowd once, for a cookie, and everybody else not at all.
+//!
 //! Invariants: a worker never waits and never allocates; what does not fit is a dropped handshake message, never a data
-//! packet. A worker's own wishes (a peer needs a handshake) do not travel in the queue: they are kept by the device, and the
-//! queue only wakes the other side up, which looks for them on every turn.
+//! packet. A receiver that need not look at a lane is not woken for it. A worker's own wishes (a peer needs a handshake) do
+//! not travel in the queue: they are kept by the device, and the queue only wakes the other side up, which looks for them on
+//! every turn.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use netfwd_common::wire::wireguard::Initiation;
+use zerocopy::FromBytes;
 
 use super::path::Path;
 use crate::datapath::packet::TunnelIndex;
 
 /// Longest handshake message: an initiation.
-pub const MAX_MESSAGE: usize = 148;
+pub const MAX_MESSAGE: usize = size_of::<Initiation>();
+
+/// In `sleeps_for`: the receiver sleeps, for whichever lanes.
+const ASLEEP: u8 = 0b100;
 
 /// A handshake message on its way to the control side.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +36,7 @@ pub struct Message {
     pub path: Path,
     bytes: [u8; MAX_MESSAGE],
     len: u8,
+    is_expected: bool,
 }
 
 impl Message {
@@ -31,80 +44,190 @@ impl Message {
     pub fn new(tunnel: TunnelIndex, path: Path, message: &[u8]) -> Option<Self> {
         let mut bytes = [0; MAX_MESSAGE];
         bytes.get_mut(..message.len())?.copy_from_slice(message);
-        Some(Self { tunnel, path, bytes, len: message.len() as u8 })
+        Some(Self { tunnel, path, bytes, len: message.len() as u8, is_expected: false })
+    }
+
+    /// The same, if it answers something of ours, or comes from where a peer is.
+    pub fn expected(self, is_expected: bool) -> Self {
+        Self { is_expected, ..self }
+    }
+
+    /// Whether it was expected.
+    pub fn is_expected(&self) -> bool {
+        self.is_expected
     }
 
     /// The message.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
+
+    /// Which way it goes. Whether a cookie is a right one is not known yet.
+    pub fn lane(&self) -> Lane {
+        Lane::of(self.bytes(), self.is_expected)
+    }
 }
 
-/// What is in the queue: a message, or a wake-up.
-type Order = Option<Message>;
+/// The two ways through the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Initiations with a cookie or from where a peer is, and answers to ours.
+    Vouched,
+    /// Initiations without one.
+    Anonymous,
+}
 
-/// A queue for `capacity` handshake messages, shared by all devices.
+impl Lane {
+    /// Both, the first one to be worked off first.
+    pub const ALL: [Self; 2] = [Self::Vouched, Self::Anonymous];
+
+    /// That of a message.
+    pub fn of(message: &[u8], is_expected: bool) -> Self {
+        match Initiation::ref_from_bytes(message) {
+            Ok(initiation) if initiation.macs.mac2 == [0; 16] && !is_expected => Self::Anonymous,
+            _ => Self::Vouched,
+        }
+    }
+}
+
+/// A set of lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lanes(u8);
+
+impl Lanes {
+    /// Both.
+    pub const ALL: Self = Self(0b11);
+
+    /// With another one.
+    pub fn with(self, lane: Lane) -> Self {
+        Self(self.0 | 1 << lane as u8)
+    }
+
+    /// Whether it is among them.
+    pub fn contains(self, lane: Lane) -> bool {
+        self.0 & 1 << lane as u8 != 0
+    }
+}
+
+/// A queue for `capacity` handshake messages in each lane, shared by all devices.
 pub fn queue(capacity: usize) -> (QueueSender, QueueReceiver) {
-    let (sender, receiver) = sync_channel(capacity);
-    let waiting = Arc::new(AtomicUsize::new(0));
-    (QueueSender { sender, waiting: Arc::clone(&waiting) }, QueueReceiver { receiver, waiting, capacity })
+    let (senders, receivers): (Vec<_>, Vec<_>) = Lane::ALL.map(|_| sync_channel(capacity)).into_iter().unzip();
+    let shared = Arc::new(Shared { capacity, ..Shared::default() });
+    let sender = QueueSender { lanes: senders.into(), shared: Arc::clone(&shared) };
+    (sender, QueueReceiver { lanes: receivers.into(), shared })
+}
+
+#[derive(Default)]
+struct Shared {
+    capacity: usize,
+    /// Messages in each lane.
+    waiting: [AtomicUsize; 2],
+    /// The lanes that the receiver sleeps for, and [`ASLEEP`]; 0 while it is awake.
+    sleeps_for: AtomicU8,
+    is_woken: AtomicBool,
+    sleeper: OnceLock<Thread>,
+}
+
+impl Shared {
+    /// Wakes the receiver if it sleeps for something in `mask`.
+    fn rouse(&self, mask: u8) {
+        // What was sent before is seen by a receiver that goes to sleep after this look.
+        fence(Ordering::SeqCst);
+        if self.sleeps_for.load(Ordering::Relaxed) & mask != 0
+            && self.sleeps_for.swap(0, Ordering::Relaxed) & mask != 0
+            && let Some(sleeper) = self.sleeper.get()
+        {
+            sleeper.unpark();
+        }
+    }
 }
 
 /// The workers' end.
 #[derive(Clone)]
 pub struct QueueSender {
-    sender: SyncSender<Order>,
-    waiting: Arc<AtomicUsize>,
+    lanes: Arc<[SyncSender<Message>]>,
+    shared: Arc<Shared>,
 }
 
 impl QueueSender {
+    /// Whether there is room in a lane: under a flood most messages need not even be copied.
+    pub fn has_room(&self, lane: Lane) -> bool {
+        self.shared.waiting[lane as usize].load(Ordering::Relaxed) < self.shared.capacity
+    }
+
     /// Hands a message over, or says that there was no room.
     pub fn send(&self, message: Message) -> bool {
-        self.try_send(Some(message))
-    }
-
-    /// Wakes the other end up. A full queue means that it is awake.
-    pub fn wake(&self) {
-        self.try_send(None);
-    }
-
-    fn try_send(&self, order: Order) -> bool {
+        let lane = message.lane();
+        let waiting = &self.shared.waiting[lane as usize];
         // Counted before, or the other end could take it off first.
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let sent = self.sender.try_send(order).is_ok();
-        if !sent {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        waiting.fetch_add(1, Ordering::Relaxed);
+        let sent = self.lanes[lane as usize].try_send(message).is_ok();
+        if sent {
+            self.shared.rouse(Lanes::default().with(lane).0);
+        } else {
+            waiting.fetch_sub(1, Ordering::Relaxed);
         }
         sent
     }
+
+    /// Wakes the other end up.
+    pub fn wake(&self) {
+        self.shared.is_woken.store(true, Ordering::Release);
+        self.shared.rouse(ASLEEP);
+    }
 }
 
-/// The control side's end.
+/// The control side's end: for one thread, which is the one that is woken up.
 pub struct QueueReceiver {
-    receiver: Receiver<Order>,
-    waiting: Arc<AtomicUsize>,
-    capacity: usize,
+    lanes: Box<[Receiver<Message>]>,
+    shared: Arc<Shared>,
 }
 
 impl QueueReceiver {
-    /// The next message, if one comes within `timeout`. A wake-up ends the waiting without one.
-    pub fn receive(&self, timeout: Duration) -> Option<Message> {
-        let order = match self.receiver.try_recv() {
-            Ok(order) => Ok(order),
-            Err(_) => self.receiver.recv_timeout(timeout),
-        };
-        match order {
-            Ok(order) => {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                order
+    /// The next message of those lanes, if one comes within `timeout`. A wake-up ends the waiting without one.
+    pub fn receive(&self, lanes: Lanes, timeout: Duration) -> Option<Message> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(message) = self.next(lanes) {
+                return Some(message);
             }
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.shared.is_woken.swap(false, Ordering::Acquire) {
+                return None;
+            }
+            if let Some(message) = self.sleep(lanes, left) {
+                return Some(message);
+            }
         }
     }
 
-    /// Whether an eighth of the queue is taken: from there on the kernel, too, wants cookies (`wg_receive_handshake_packet`).
+    /// The next message of those lanes, if there is one.
+    pub fn next(&self, lanes: Lanes) -> Option<Message> {
+        let wanted = Lane::ALL.into_iter().filter(|lane| lanes.contains(*lane));
+        let message = wanted.into_iter().find_map(|lane| self.lanes[lane as usize].try_recv().ok())?;
+        self.shared.waiting[message.lane() as usize].fetch_sub(1, Ordering::Relaxed);
+        Some(message)
+    }
+
+    /// Sleeps until something is sent, at most that long; a message that came just before.
+    fn sleep(&self, lanes: Lanes, timeout: Duration) -> Option<Message> {
+        let Shared { sleeps_for, is_woken, sleeper, .. } = &*self.shared;
+        sleeper.get_or_init(thread::current);
+        sleeps_for.store(lanes.0 | ASLEEP, Ordering::Relaxed);
+        // What is sent after this look finds us asleep.
+        fence(Ordering::SeqCst);
+        let message = self.next(lanes);
+        if message.is_none() && !is_woken.load(Ordering::Acquire) {
+            thread::park_timeout(timeout);
+        }
+        sleeps_for.store(0, Ordering::Relaxed);
+        message
+    }
+
+    /// Whether an eighth of a lane is taken: from there on the kernel, too, wants cookies (`wg_receive_handshake_packet`).
     pub fn is_loaded(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) >= (self.capacity / 8).max(1)
+        let threshold = (self.shared.capacity / 8).max(1);
+        self.shared.waiting.iter().any(|waiting| waiting.load(Ordering::Relaxed) >= threshold)
     }
 }
 
@@ -118,15 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_refuses_and_a_wake_up_is_then_not_needed() {
+    fn a_full_lane_refuses_what_comes() {
         let (sender, receiver) = queue(16);
         assert_eq!((0..20).filter(|n| sender.send(message(*n))).count(), 16);
-        sender.wake();
         for n in 0..16 {
-            let message = receiver.receive(Duration::ZERO).unwrap();
+            let message = receiver.next(Lanes::ALL).unwrap();
             assert_eq!((message.tunnel, message.bytes()), (TunnelIndex(3), &[n; 64][..]));
         }
-        assert!(receiver.receive(Duration::ZERO).is_none());
+        assert!(receiver.next(Lanes::ALL).is_none());
     }
 
     #[test]
@@ -136,7 +258,7 @@ mod tests {
         assert!(!receiver.is_loaded());
         assert!(sender.send(message(0)));
         assert!(receiver.is_loaded());
-        assert!(receiver.receive(Duration::ZERO).is_some());
+        assert!(receiver.next(Lanes::ALL).is_some());
         assert!(!receiver.is_loaded());
     }
 
@@ -145,8 +267,48 @@ mod tests {
         let (sender, receiver) = queue(1);
         sender.wake();
         let start = std::time::Instant::now();
-        assert!(receiver.receive(Duration::from_secs(60)).is_none());
+        assert!(receiver.receive(Lanes::default(), Duration::from_secs(60)).is_none());
         assert!(start.elapsed() < Duration::from_secs(30));
+    }
+
+    /// An initiation with that in each byte, but for the second MAC.
+    fn initiation(byte: u8, mac2: u8) -> Message {
+        let mut bytes = [byte; MAX_MESSAGE];
+        bytes[MAX_MESSAGE - 16..].fill(mac2);
+        Message::new(TunnelIndex(3), Path::to("192.0.2.1:51820".parse().unwrap()), &bytes).unwrap()
+    }
+
+    #[test]
+    fn what_has_a_cookie_or_answers_us_goes_past_a_crowd() {
+        let (sender, receiver) = queue(4);
+        assert_eq!((0..9).filter(|n| sender.send(initiation(*n, 0))).count(), 4);
+        assert!(sender.send(message(10)) && sender.send(initiation(11, 1)));
+        let order = std::iter::from_fn(|| receiver.next(Lanes::ALL)).map(|message| message.bytes()[0]);
+        assert_eq!(order.collect::<Vec<_>>(), [10, 11, 0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_lane_can_be_left_alone() {
+        let (sender, receiver) = queue(4);
+        assert!(sender.send(initiation(0, 0)));
+        let vouched = Lanes::default().with(Lane::Vouched);
+        assert!(receiver.receive(vouched, Duration::from_millis(1)).is_none());
+        assert!(sender.send(initiation(1, 1)));
+        assert_eq!(receiver.receive(vouched, Duration::ZERO).unwrap().bytes()[0], 1);
+        assert_eq!(receiver.receive(Lanes::ALL, Duration::ZERO).unwrap().bytes()[0], 0);
+    }
+
+    #[test]
+    fn a_message_ends_the_sleep_of_whoever_waits_for_its_lane() {
+        let (sender, receiver) = queue(4);
+        for n in 0..200_u8 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| assert!(sender.send(initiation(n, 1))));
+                let start = Instant::now();
+                let message = receiver.receive(Lanes::default().with(Lane::Vouched), Duration::from_secs(60)).unwrap();
+                assert_eq!((message.bytes()[0], start.elapsed() < Duration::from_secs(30)), (n, true));
+            });
+        }
     }
 
     #[test]

@@ -29,6 +29,21 @@ fn take(host: &mut Host) -> Vec<Sent> {
     std::mem::take(&mut host.wire)
 }
 
+impl Host {
+    /// The initiation with which `other` wants another session.
+    fn wire_for_rekey(&self, other: &mut Self) -> Sent {
+        sleep(2 * SHORT);
+        loop {
+            other.send(inner(self.number()), &packet(other.number(), self.number(), b"more")).unwrap();
+            other.tick();
+            let sent = take(other);
+            if let Some(initiation) = sent.into_iter().find(|sent| sent.kind() == MessageType::Initiation) {
+                return initiation;
+            }
+        }
+    }
+}
+
 /// Ticks until something is sent.
 fn tick_until_sent(host: &mut Host) {
     let start = Instant::now();
@@ -273,6 +288,46 @@ fn under_load_senders_must_prove_their_address_first() {
     b.receive(&retry);
     assert_eq!(kinds(&b.wire), [MessageType::Response]);
     assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"hello")]);
+}
+
+#[test]
+fn under_load_a_peer_with_a_session_gets_a_new_one_from_where_it_is() {
+    let (mut a, mut b) = hurried_pair();
+    a.connect(&mut b);
+    b.is_loaded = true;
+    let stranger = Sent { from: "198.51.100.66:1".parse().unwrap(), ..b.wire_for_rekey(&mut a) };
+    b.receive(std::slice::from_ref(&stranger));
+    assert_eq!(kinds(&take(&mut b)), [MessageType::CookieReply], "from anywhere else");
+    b.tick();
+    let initiation = Sent { from: a.address, ..stranger };
+    b.receive(&[initiation]);
+    assert_eq!(kinds(&b.wire), [MessageType::Response]);
+    let completed = a.handshakes(Role::Initiator, HandshakeResult::Completed);
+    exchange(&mut a, &mut b);
+    assert_eq!(a.handshakes(Role::Initiator, HandshakeResult::Completed), completed + 1);
+}
+
+#[test]
+fn under_load_the_answer_to_our_own_handshake_needs_no_cookie() {
+    let (mut a, mut b) = Host::pair();
+    a.is_loaded = true;
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"hello")]);
+    assert_eq!(a.device.stats().cookie_replies(), 0);
+}
+
+#[test]
+fn what_answers_nothing_of_ours_does_not_reach_the_control_side() {
+    let (mut a, mut b) = Host::pair();
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    let mut response = take(&mut b);
+    response[0].bytes[8] ^= 1;
+    let Sent { from, to, bytes, .. } = &mut response[0];
+    a.open(&mut ends::message(bytes, *from, *to, 0).into_iter(), |_| {});
+    assert!(a.queue.next(Lanes::ALL).is_none());
+    assert_eq!(a.drops(Direction::Ingress, Stage::Handshake, DropReason::NoSession), 1);
 }
 
 #[test]
