@@ -7,6 +7,7 @@
 #[cfg(test)]
 extern crate self as netfwd;
 
+pub mod addresses;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -22,6 +22,7 @@ mod assembly;
 
 use assembly::Gateway;
 
+use crate::addresses;
 use crate::config::{self, Config};
 use crate::control::health::{Health, Heartbeat};
 use crate::control::links::Link;
@@ -38,7 +39,7 @@ use crate::order::Orders;
 use crate::reattach;
 use crate::underlay::UnderlayError;
 use crate::wireguard::desk::{Closing, Desk};
-use crate::wireguard::steering::Underlays;
+use crate::wireguard::steering::{Steering, Underlays};
 use crate::wireguard::{Interface, InterfaceError};
 use crate::worker::{Shared, Worker};
 
@@ -88,23 +89,43 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 
 /// Runs the gateway until it is told to end.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let control = begin(&config)?;
-    let (links, ready) = find_ready(&control, &config)?;
-    let gateway = Gateway::assemble(&config, &links, &ready.mtus)?;
+    let mut control = begin(&config)?;
+    let (links, Ready { mtus, listener }) = find_ready(&control, &config)?;
+    let config = Arc::new(config);
+    let Some(gateway) = assemble(&mut control, &config, links, mtus)? else { return Ok(()) };
     // Port 0 has become another one.
-    let listen = ready.listener.local_addr().unwrap_or(config.metrics.listen);
+    let listen = listener.local_addr().unwrap_or(config.metrics.listen);
     let told = || info!("ready: metrics on http://{listen}/metrics");
-    operate(control, &config, gateway, Serving::Metrics(ready.listener), told)
+    operate(control, &config, gateway, Serving::Metrics(listener), told)
 }
 
 /// Runs one WireGuard device that is configured over its control socket, without metrics, until it is told to end, its link
 /// is deleted or its control socket removed. `ready` is called once device and socket are there.
 pub fn run_device(name: String, ready: impl FnOnce()) -> Result<(), RunError> {
-    let config = Config::of_device(name);
-    let control = begin(&config)?;
+    let config = Arc::new(Config::of_device(name));
+    let mut control = begin(&config)?;
     let links = control.links().map_err(system("cannot list the interfaces"))?;
-    let gateway = Gateway::assemble(&config, &links, &[config::DEVICE_MTU])?;
+    let mtus = vec![config::DEVICE_MTU];
+    let Some(gateway) = assemble(&mut control, &config, links, mtus)? else { return Ok(()) };
     operate(control, &config, gateway, Serving::Device, ready)
+}
+
+/// The gateway; `None` if a signal came first. What is half made then ends with the process.
+fn assemble(
+    control: &mut Control,
+    config: &Arc<Config>,
+    links: Vec<Link>,
+    mtus: Vec<u16>,
+) -> Result<Option<Gateway>, RunError> {
+    let config = config.clone();
+    match control.unless_stopped(move || Gateway::assemble(&config, &links, &mtus)) {
+        Ok(gateway) => gateway.map(Some),
+        Err(Stop::Failure(reason)) => Err(RunError::Failed(reason)),
+        Err(stop) => {
+            info!("stopping: {stop}");
+            Ok(None)
+        }
+    }
 }
 
 /// What the control thread serves beside control sockets.
@@ -193,6 +214,7 @@ struct Running {
     underlays: Underlays,
     counters: Vec<Arc<Counters>>,
     orders: Vec<Orders>,
+    steering: Arc<Steering>,
     interfaces: Vec<Arc<Interface>>,
     handshake_counters: Option<Arc<Counters>>,
     closing: Closing,
@@ -209,6 +231,7 @@ impl Gateway {
             underlays: self.underlays,
             counters,
             orders: self.orders,
+            steering: self.steering,
             interfaces: self.interfaces,
             handshake_counters: None,
             closing: self.closing,
@@ -324,6 +347,7 @@ impl Running {
                 fdbs.age(epoch.elapsed().as_secs() as u32);
             }
         });
+        control.runtime().spawn(addresses::follow(self.steering.clone()));
         control.runtime().spawn(reattach::watch(self.underlays.clone(), self.orders.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {

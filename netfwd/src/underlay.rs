@@ -247,7 +247,10 @@ impl Underlay {
         if let Some(program) = &mut self.program
             && let Err(error) = program.update_table(table)
         {
-            tracing::warn!("underlay {}: a new port takes the kernel's sockets: {error}", self.config.interface);
+            tracing::warn!(
+                "underlay {}: a new port or address takes the kernel's sockets: {error}",
+                self.config.interface
+            );
         }
     }
 

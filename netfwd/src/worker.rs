@@ -327,6 +327,7 @@ impl Worker {
                 port,
                 remote: address_bytes(datagram.remote),
                 remote_port: datagram.port,
+                scope: datagram.scope,
                 ecn: datagram.tos & 3,
             }),
         });

@@ -205,6 +205,19 @@ fn recognizable(packet: &[u8]) -> Vec<u8> {
     if is_whole_ipv4 { without_atomic_id(packet, false) } else { packet.to_vec() }
 }
 
+/// Between flows, frames leave in the order in which their first packets came.
+fn check_seeds(samples: &[&Sample], frames: &[Written]) -> Result<(), TestCaseError> {
+    let mut place = 0;
+    let firsts = frames.iter().map(|frame| {
+        place += frame.packets;
+        place - frame.packets
+    });
+    let places = places(samples, frames)?;
+    let arrivals: Vec<_> = firsts.map(|first| places.iter().position(|&place| place == first)).collect();
+    prop_assert!(arrivals.is_sorted(), "{:?}", arrivals);
+    Ok(())
+}
+
 fn check_order(samples: &[&Sample], frames: &[Written]) -> Result<(), TestCaseError> {
     let places = places(samples, frames)?;
     for (later, sample) in samples.iter().enumerate() {
@@ -249,6 +262,9 @@ proptest! {
         }
         coalescer.finish(&packets, &counters, &mut sink);
         check_order(&samples, &sink.frames)?;
+        if !moods.contains(&true) {
+            check_seeds(&samples, &sink.frames)?;
+        }
     }
 
     /// The whole way in, over batches that are full in the midst of runs.

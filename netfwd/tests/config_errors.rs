@@ -286,6 +286,12 @@ fn checksum_switches_belong_to_their_family() {
             vxlan(&[], "udp6_zero_checksum_rx = true\n"),
             "gw.toml:10: tunnel.udp6_zero_checksum_rx: only over IPv6, and local is IPv4 (where a zero checksum is always accepted)",
         ),
+        (
+            v6(
+                "[[tunnel]]\nname = \"vx8\"\nkind = \"vxlan\"\nvni = 8\nlocal = \"fd00::2\"\nremotes = [\"fd00::1\"]\nudp6_zero_checksum_rx = true\n",
+            ),
+            "gw.toml:16: tunnel.udp6_zero_checksum_rx: is false for the tunnel of line 5, which has the same address and port: one socket, one rule",
+        ),
     ]);
 }
 

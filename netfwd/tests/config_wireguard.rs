@@ -263,9 +263,16 @@ fn endpoints_are_addresses_or_names_with_a_port() {
     for right in ["192.0.2.1:1", "[2001:db8::1]:65535", "[fe80::1%2]:51820", "gw:51820", "vpn.example.org.:51820"] {
         assert!(directory.parse(&endpoint(right)).is_ok(), "{right}");
     }
+    let config = directory.parse(&endpoint("[fe80::1%eth0.7]:51820")).expect("an address with its interface");
+    let name = config.tunnels[0].wireguard().expect("its kind").names().next().expect("to be looked up").1.clone();
+    assert_eq!((name.to_string(), name.host), ("[fe80::1%eth0.7]:51820".to_owned(), "fe80::1%eth0.7".to_owned()));
+    let nowhere = "10: tunnel.peer.endpoint: [fe80::1]:51820 is on every link: name the interface, as in \"[fe80::1%eth0]:51820\"";
+    assert_eq!(directory.line(&endpoint("[fe80::1]:51820")), nowhere);
     let expected = "expected one such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\"";
-    for wrong in ["192.0.2.1", "gw", "gw:", "gw:0", "gw:65536", ":51820", "2001:db8::1:51820", "10.9.0.300:1", "g w:1"]
-    {
+    let names = ["192.0.2.1", "gw", "gw:", "gw:0", "gw:65536", ":51820", "2001:db8::1:51820", "10.9.0.300:1", "g w:1"];
+    let links =
+        ["[fe80::1%]:1", "[fe80::1%e h]:1", "[2001:db8::1%eth0]:1", "fe80::1%eth0:1", "[fe80::1%sixteen-letters-]:1"];
+    for wrong in names.into_iter().chain(links) {
         let line = format!("10: tunnel.peer.endpoint: \"{wrong}\" is no endpoint; {expected}");
         assert_eq!(directory.line(&endpoint(wrong)), line);
     }

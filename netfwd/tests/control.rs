@@ -147,6 +147,20 @@ fn a_signal_during_set_up_is_not_lost() {
 }
 
 #[test]
+fn no_work_of_the_start_outlasts_a_signal() {
+    let _turn = turn();
+    let mut control = Control::start().expect("a runtime");
+    assert_eq!(control.unless_stopped(|| 7), Ok(7));
+    let panicked = control.unless_stopped(|| std::panic::resume_unwind(Box::new(())));
+    assert_eq!(panicked, Err::<(), _>(Stop::Failure("the start panicked".to_owned())));
+    kill_process(getpid(), Signal::TERM).expect("our own process");
+    let begun = std::time::Instant::now();
+    let stopped = control.unless_stopped(|| std::thread::sleep(std::time::Duration::from_secs(60)));
+    assert_eq!(stopped, Err(Stop::Signal("SIGTERM")));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30));
+}
+
+#[test]
 fn the_loopback_interface_is_listed_with_its_address() {
     let _turn = turn();
     let links = Control::start().and_then(|control| control.links()).expect("netlink answers");

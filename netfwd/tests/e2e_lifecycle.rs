@@ -185,9 +185,9 @@ fn without_privileges_one_line_says_which_are_missing() {
     assert_nothing_left(&lab);
 }
 
-/// The command line with SIGTERM after two seconds; the exit code is the daemon's.
-fn for_two_seconds(words: &str) -> String {
-    format!("timeout --preserve-status --signal=TERM 2 {words}")
+/// The command line with SIGTERM after some seconds, enough for the verifier of a busy machine; the exit code is the daemon's.
+fn for_some_seconds(words: &str) -> String {
+    format!("timeout --preserve-status --signal=TERM 8 {words}")
 }
 
 /// What the systemd unit grants: these capabilities, and locked memory without bound, for which CAP_IPC_LOCK stands in
@@ -200,7 +200,7 @@ fn the_units_capabilities_are_enough() {
     let lab = Lab::new().unwrap();
     let config = Config::of(&lab).xdp("native").text();
     let unit = "setpriv --bounding-set=-all,+net_admin,+net_raw,+bpf,+perfmon,+net_bind_service";
-    let run = run_to_end(&lab, &for_two_seconds(&format!("{unit},+ipc_lock netfwd run --config FILE")), &config);
+    let run = run_to_end(&lab, &for_some_seconds(&format!("{unit},+ipc_lock netfwd run --config FILE")), &config);
     assert!(run.code == Some(0) && run.text.contains("XDP native"), "{:?}\n{}", run.code, run.text);
     assert_eq!(run.complaints().len(), 0, "{}", run.text);
     assert_nothing_left(&lab);
@@ -222,7 +222,7 @@ fn a_signal_during_the_start_leaves_nothing() {
         let begun = Instant::now();
         let run = run_to_end(&lab, &words, &config);
         assert!(matches!(run.code, Some(0 | 143)), "{:?}\n{}", run.code, run.text);
-        assert!(begun.elapsed() < ENDS_WITHIN + Duration::from_secs(1), "{tenths} {:?} {}", begun.elapsed(), run.text);
+        assert!(begun.elapsed() < ENDS_WITHIN, "{tenths} {:?} {}", begun.elapsed(), run.text);
         assert_eq!(run.complaints().len(), 0, "{}", run.text);
         assert_nothing_left(&lab);
     }

@@ -109,7 +109,7 @@ impl World {
 
 fn origin(port: u16, ecn: u8) -> SocketOrigin {
     let [local, remote] = ["192.0.2.1", "192.0.2.2"].map(|text| address_bytes(address(text)));
-    SocketOrigin { local, port, remote, remote_port: 50_000, ecn }
+    SocketOrigin { local, port, remote, remote_port: 50_000, scope: 0, ecn }
 }
 
 fn vxlan(inner: &[u8]) -> (Vec<u8>, Origin) {

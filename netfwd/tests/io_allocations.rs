@@ -57,6 +57,7 @@ fn sending_and_receiving_allocate_nothing() {
             local: local.ip(),
             remote: local.ip(),
             port: local.port(),
+            scope: 0,
             source_port: 50_000,
             tos: 1,
             segment_size: 1400,

@@ -125,8 +125,14 @@ fn from_xdp(packet: &[u8]) -> (Vec<u8>, Origin) {
 fn from_socket(packet: &[u8], v6: bool, l2: bool) -> (Vec<u8>, Origin) {
     let address = |text: &str| address_bytes(text.parse::<IpAddr>().unwrap());
     let port = if l2 { 4789 } else { 4790 };
-    let origin =
-        SocketOrigin { local: address("192.0.2.1"), port, remote: address("192.0.2.2"), remote_port: 50_000, ecn: 0 };
+    let origin = SocketOrigin {
+        local: address("192.0.2.1"),
+        port,
+        remote: address("192.0.2.2"),
+        remote_port: 50_000,
+        scope: 0,
+        ecn: 0,
+    };
     let payload = if l2 {
         [vec![8, 0, 0, 0, 0, 0, 7, 0], ethernet(packet, 4, &[9])].concat()
     } else {

@@ -93,6 +93,7 @@ impl Lab {
             local: self.near(),
             remote: self.far(),
             port: PORT,
+            scope: 0,
             source_port: 50_000,
             tos: 0,
             segment_size,

@@ -81,7 +81,8 @@ impl Lab {
         let (local, remote, port) = (NEAR, to.ip(), to.port());
         let (source_port, tos, segment_size, datagrams) = (50_000, 0, SIZE, 3);
         let slices = &slices[..];
-        let run = Transmit { local, remote, port, source_port, tos, segment_size, datagrams, slices, checksum };
+        let run =
+            Transmit { local, remote, port, scope: 0, source_port, tos, segment_size, datagrams, slices, checksum };
         self.sender.send(&run).expect("sent");
         for expected in bytes.chunks(SIZE) {
             let mut buffer = [0; 2 * SIZE];

@@ -5,7 +5,7 @@
 //! ports, privileges) is [`control::preflight`](crate::control::preflight)'s.
 //!
 //! Invariants of a [`Config`]: tunnels have distinct names and distinct (local, port, VNI); one kind per (local, port), and
-//! one WireGuard tunnel; remotes have the local address' family; static entries and routes point at configured remotes;
+//! one WireGuard tunnel, and one rule for zero checksums; remotes have the local address' family; static entries and routes point at configured remotes;
 //! WireGuard's keys were readable by nobody else, each peer has its own, each prefix belongs to one peer. A configuration
 //! shows no secret, whatever prints it.
 //!

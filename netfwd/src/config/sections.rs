@@ -123,6 +123,7 @@ struct Seen {
     names: HashMap<String, usize>,
     networks: HashMap<(IpAddr, u16, u32), usize>,
     endpoints: Vec<Endpoint>,
+    zero_checksums: HashMap<(IpAddr, u16), (bool, usize)>,
     pairs: usize,
 }
 
@@ -151,6 +152,7 @@ impl Seen {
             section.fault("vni", format!("{vni} at {local} port {port} is already the tunnel of line {first}"));
         }
         self.check_endpoint(section, Endpoint { local: *local, port: *port, kind: tunnel.kind(), line });
+        self.check_zero_checksums(section, tunnel);
         self.check_limits(section, tunnel);
     }
 
@@ -173,6 +175,19 @@ impl Seen {
         }
         if !self.endpoints.iter().any(|other| (other.local, other.port) == (local, port)) {
             self.endpoints.push(endpoint);
+        }
+    }
+
+    /// Tunnels of one address and port share the kernel's socket, which accepts zero checksums for all of them or for none.
+    fn check_zero_checksums(&mut self, section: &Section<'_, '_>, tunnel: &Tunnel) {
+        let Some(accepts) = tunnel.vxlan().map(|vxlan| vxlan.udp6_zero_checksum_rx) else { return };
+        let place = (tunnel.local, tunnel.port);
+        let (first, line) = *self.zero_checksums.entry(place).or_insert((accepts, tunnel.lines.name));
+        if first != accepts {
+            let message = format!(
+                "is {first} for the tunnel of line {line}, which has the same address and port: one socket, one rule"
+            );
+            section.fault("udp6_zero_checksum_rx", message);
         }
     }
 

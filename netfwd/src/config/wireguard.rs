@@ -67,7 +67,7 @@ pub enum Endpoint {
     Name(HostName),
 }
 
-/// A host's name with a port.
+/// A host's name with a port, or a link-local address with its interface's name, which has to be looked up as well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostName {
     /// Its name.
@@ -78,7 +78,8 @@ pub struct HostName {
 
 impl fmt::Display for HostName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
 
@@ -215,23 +216,40 @@ fn keepalive(value: &Spanned<DeValue<'_>>) -> Parsed<u16> {
     }
 }
 
-/// `address:port` or `name:port`.
+/// `address:port` or `name:port`; an address may be link-local with its interface.
 fn endpoint(value: &Spanned<DeValue<'_>>) -> Parsed<Endpoint> {
     let text = string(value, "192.0.2.1:51820")?;
     let expected = "expected one such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\"";
     if let Ok(address) = text.parse::<SocketAddr>() {
         let unusable = address.ip().is_unspecified() || address.ip().is_multicast() || address.port() == 0;
-        return if unusable {
-            fault(value, format!("{text} is nobody's: {expected}"))
-        } else {
-            Ok(Endpoint::Address(address))
+        let is_somewhere =
+            matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0);
+        return match (unusable, is_somewhere) {
+            (true, _) => fault(value, format!("{text} is nobody's: {expected}")),
+            (_, true) => {
+                fault(value, format!("{text} is on every link: name the interface, as in \"[fe80::1%eth0]:51820\""))
+            }
+            _ => Ok(Endpoint::Address(address)),
         };
     }
     let name = text.rsplit_once(':').and_then(|(host, port)| {
         let port = port.parse().ok().filter(|&port| port != 0)?;
-        is_host_name(host).then(|| HostName { host: host.to_owned(), port })
+        // The system knows how to resolve the latter, too, and again when the interface was made anew.
+        let host = if is_host_name(host) { host } else { link_local(host)? };
+        Some(HostName { host: host.to_owned(), port })
     });
     name.map_or_else(|| fault(value, format!("\"{text}\" is no endpoint; {expected}")), |name| Ok(Endpoint::Name(name)))
+}
+
+/// `fe80::1%eth0` out of its brackets.
+fn link_local(text: &str) -> Option<&str> {
+    let inside = text.strip_prefix('[')?.strip_suffix(']')?;
+    let (address, interface) = inside.split_once('%')?;
+    let is_link_local = address.parse::<Ipv6Addr>().is_ok_and(|address| address.is_unicast_link_local());
+    // As in the kernel (`dev_valid_name`).
+    let is_interface = (1..16).contains(&interface.len())
+        && interface.bytes().all(|byte| !byte.is_ascii_whitespace() && !b"/:%".contains(&byte));
+    (is_link_local && is_interface).then_some(inside)
 }
 
 /// Whether a resolver could know it (RFC 1123 §2.1, and underscores, which some use). Only digits and dots are an address

@@ -6,10 +6,10 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use rtnetlink::Handle;
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::{Handle, MulticastGroup};
 use tokio::time::timeout;
 
 /// One interface.
@@ -44,6 +44,14 @@ impl Netlink {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         Ok(Self(handle))
+    }
+
+    /// The same, and something for each change of any interface's addresses.
+    pub fn open_with_address_changes() -> io::Result<(Self, impl Stream<Item = ()> + Unpin)> {
+        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        tokio::spawn(connection);
+        Ok((Self(handle), messages.map(drop)))
     }
 
     /// All interfaces, without their addresses; `TimedOut` after a few seconds without an answer.

@@ -11,8 +11,10 @@
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::thread;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
 
 pub mod health;
 mod http;
@@ -54,6 +56,24 @@ impl Control {
     /// The machine's interfaces with their addresses.
     pub fn links(&self) -> io::Result<Vec<Link>> {
         self.runtime.block_on(async { Netlink::open()?.links_with_addresses().await })
+    }
+
+    /// Does `work` on a thread of its own, which a signal leaves to the process' end: the verifier alone may take longer than an
+    /// operator waits.
+    pub fn unless_stopped<T: Send + 'static>(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Stop> {
+        let (done, result) = oneshot::channel();
+        let thread = thread::Builder::new().name("assembly".to_owned()).spawn(move || done.send(work()).is_ok());
+        if let Err(error) = thread {
+            return Err(Stop::Failure(format!("cannot start a thread: {error}")));
+        }
+        let (Self { runtime, signals }, nobody) = (self, StopNotice::default());
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                result = result => result.map_err(|_| Stop::Failure("the start panicked".to_owned())),
+                stop = signals.stop(&nobody) => Err(stop),
+            }
+        })
     }
 
     /// Waits for a signal or a notice, without serving anything.

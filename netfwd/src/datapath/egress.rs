@@ -163,6 +163,7 @@ impl<S: DatagramSink> Replicator<'_, S> {
                 local: self.wrap.local,
                 remote: *remote,
                 port: self.wrap.port,
+                scope: 0,
                 source_port: self.wrap.source_port,
                 tos: self.wrap.tos,
                 segment_size: run.segment_size,

@@ -93,6 +93,7 @@ pub fn transmit(sink: &mut impl DatagramSink, outgoing: &Outgoing<'_>, tunnel: T
         local: path.local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         remote: path.remote.ip(),
         port: path.remote.port(),
+        scope: path.scope(),
         source_port: 0,
         tos,
         segment_size,

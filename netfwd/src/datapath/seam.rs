@@ -34,6 +34,8 @@ pub struct Transmit<'a> {
     pub remote: IpAddr,
     /// Outer destination port.
     pub port: u16,
+    /// Index of the interface that a link-local destination is on; 0 for all others.
+    pub scope: u32,
     /// Outer source port, from the inner flow's hash: 49152–65535.
     pub source_port: u16,
     /// Outer TOS / traffic class: DSCP and ECN.

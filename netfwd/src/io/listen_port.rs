@@ -174,7 +174,7 @@ impl DatagramSink for PortSender {
 
 impl Member {
     fn run<'a>(&'a self, transmit: &'a Transmit<'a>, source: Option<IpAddr>) -> Run<'a> {
-        let name = SocketName::new(transmit.remote, transmit.port);
+        let name = SocketName::new(transmit.remote, transmit.port, transmit.scope);
         let source = source.filter(|source| source.is_ipv4() == self.is_ipv4);
         Run { segmentation: &self.segmentation, socket: self.socket.as_fd(), name, source, transmit }
     }
@@ -197,6 +197,7 @@ mod tests {
             local,
             remote: to.ip(),
             port: to.port(),
+            scope: 0,
             source_port: 0,
             tos: 2,
             segment_size: 3,

@@ -174,6 +174,7 @@ mod tests {
             local: [10, 0, 0, 1].into(),
             remote: [10, 0, 0, 2].into(),
             port: 4789,
+            scope: 0,
             source_port: 50_000,
             tos: 0,
             segment_size: 3,

@@ -58,7 +58,7 @@ impl RawSender {
         (slices[0], slices[1]) = (IoSlice::new(headers.ip.as_bytes()), IoSlice::new(headers.udp.as_bytes()));
         slices[2..].copy_from_slice(transmit.slices);
         // A raw socket's address has no port: over IPv6 the kernel takes that field for a protocol.
-        let name = SocketName::new(transmit.remote, 0);
+        let name = SocketName::new(transmit.remote, 0, transmit.scope);
         send_patiently(socket.as_fd(), &name, slices, &[])
     }
 }
@@ -164,6 +164,7 @@ mod tests {
             local: local.parse().unwrap(),
             remote: remote.parse().unwrap(),
             port: 4789,
+            scope: 0,
             source_port: 50_000,
             tos: 2,
             segment_size: total_len(slices),

@@ -140,7 +140,8 @@ pub(super) enum SocketName {
 }
 
 impl SocketName {
-    pub(super) fn new(address: IpAddr, port: u16) -> Self {
+    /// `scope`: the interface that a link-local address is on.
+    pub(super) fn new(address: IpAddr, port: u16, scope: u32) -> Self {
         match address {
             IpAddr::V4(v4) => Self::V4(libc::sockaddr_in {
                 sin_family: libc::AF_INET as libc::sa_family_t,
@@ -153,7 +154,7 @@ impl SocketName {
                 sin6_port: port.to_be(),
                 sin6_flowinfo: 0,
                 sin6_addr: libc::in6_addr { s6_addr: v6.octets() },
-                sin6_scope_id: 0,
+                sin6_scope_id: scope,
             }),
         }
     }

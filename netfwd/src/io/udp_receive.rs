@@ -95,7 +95,7 @@ impl ReceiveSocket {
             let truncated = message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
             let len = if truncated { 0 } else { message.msg_len as usize };
             buffers.received[i] = self.read_control(len, control);
-            (buffers.received[i].remote, buffers.received[i].port) = read_name(&names[i]);
+            buffers.received[i].name(&names[i]);
         }
         Ok(Batch {
             storage: &mut buffers.storage[..count * BUFFER_LEN],
@@ -225,17 +225,6 @@ const EMPTY_NAME: libc::sockaddr_in6 = libc::sockaddr_in6 {
     sin6_scope_id: 0,
 };
 
-/// `sockaddr_in` and `sockaddr_in6` share the first eight bytes: family, port, and v4's address where v6 has its flow
-/// label.
-fn read_name(name: &libc::sockaddr_in6) -> (IpAddr, u16) {
-    let address = if i32::from(name.sin6_family) == libc::AF_INET {
-        IpAddr::V4(Ipv4Addr::from(name.sin6_flowinfo.to_ne_bytes()))
-    } else {
-        IpAddr::V6(Ipv6Addr::from(name.sin6_addr.s6_addr))
-    };
-    (address, u16::from_be(name.sin6_port))
-}
-
 /// The destination address in `struct in_pktinfo` (interface, local address, destination) or `struct in6_pktinfo`
 /// (destination, interface).
 fn read_destination(info: &[u8]) -> Option<IpAddr> {
@@ -272,17 +261,36 @@ struct Received {
     segment_size: usize,
     remote: IpAddr,
     port: u16,
+    scope: u32,
     destination: Option<IpAddr>,
     tos: u8,
 }
 
 impl Received {
-    const EMPTY: Self =
-        Self { len: 0, segment_size: 1, remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 0, destination: None, tos: 0 };
+    const EMPTY: Self = Self {
+        len: 0,
+        segment_size: 1,
+        remote: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        port: 0,
+        scope: 0,
+        destination: None,
+        tos: 0,
+    };
+
+    /// Takes the sender out of a name. `sockaddr_in` and `sockaddr_in6` share the first eight bytes: family, port, and v4's
+    /// address where v6 has its flow label.
+    fn name(&mut self, name: &libc::sockaddr_in6) {
+        self.port = u16::from_be(name.sin6_port);
+        (self.remote, self.scope) = if i32::from(name.sin6_family) == libc::AF_INET {
+            (Ipv4Addr::from(name.sin6_flowinfo.to_ne_bytes()).into(), 0)
+        } else {
+            (Ipv6Addr::from(name.sin6_addr.s6_addr).into(), name.sin6_scope_id)
+        };
+    }
 
     fn datagram<'a>(&self, payload: &'a mut [u8]) -> Datagram<'a> {
-        let Self { remote, port, destination, tos, .. } = *self;
-        Datagram { payload, remote, port, destination, tos }
+        let Self { remote, port, scope, destination, tos, .. } = *self;
+        Datagram { payload, remote, port, scope, destination, tos }
     }
 }
 
@@ -295,6 +303,8 @@ pub struct Datagram<'a> {
     pub remote: IpAddr,
     /// From which port.
     pub port: u16,
+    /// Index of the interface that a link-local sender is on; 0 for all others.
+    pub scope: u32,
     /// To which address, if [`ReceiveOptions::destination`] asked for it.
     pub destination: Option<IpAddr>,
     /// Outer TOS / traffic class; ECN is its low two bits.

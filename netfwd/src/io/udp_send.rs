@@ -193,7 +193,7 @@ impl DatagramSink for UdpSender {
                 return Ok(());
             }
         }
-        let name = SocketName::new(transmit.remote, transmit.port);
+        let name = SocketName::new(transmit.remote, transmit.port, transmit.scope);
         Run { segmentation: &pool.segmentation, socket, name, source: None, transmit }.send(&mut self.pieces)
     }
 }

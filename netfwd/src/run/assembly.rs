@@ -29,7 +29,7 @@ use crate::underlay::{self, Underlay};
 use crate::wireguard::desk::{Closing, Desk};
 use crate::wireguard::path::{Share, WireGuardPath};
 use crate::wireguard::setup::Bound;
-use crate::wireguard::steering::{Steering, Underlays, with_ports};
+use crate::wireguard::steering::{Steering, Underlays, underlay_addresses, with_ports};
 use crate::wireguard::{self, Interface};
 use crate::worker::{Endpoint, Parts, Queue, Shared};
 
@@ -44,6 +44,7 @@ pub struct Gateway {
     pub(super) underlays: Underlays,
     pub(super) workers: Vec<Parts>,
     pub(super) orders: Vec<Orders>,
+    pub(super) steering: Arc<Steering>,
     pub(super) interfaces: Vec<Arc<Interface>>,
     pub(super) desk: Desk,
     pub(super) closing: Closing,
@@ -58,7 +59,8 @@ impl Gateway {
         let seed = RandomState::new().hash_one("netfwd");
         let (desk, queue, closing) = Desk::new();
         let ports = wireguard::setup::bind(config, &table, workers, &queue)?;
-        let addresses = underlay_addresses(config, links);
+        let interfaces: Vec<_> = config.underlays.iter().map(|underlay| underlay.interface.as_str()).collect();
+        let addresses = underlay_addresses(&interfaces, links);
         let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
         let table = Arc::new(with_ports(&table, &addresses, port_of));
         let (devices, offloads) = open_devices(config, &table, workers)?;
@@ -102,6 +104,7 @@ impl Gateway {
             underlays,
             workers,
             orders,
+            steering,
             interfaces,
             desk,
             closing,
@@ -207,12 +210,6 @@ fn open_endpoints(
 /// The tunnels whose packets are not sealed.
 fn in_the_clear(table: &ForwardingTable) -> impl Iterator<Item = &Tunnel> {
     table.tunnels().iter().filter(|tunnel| tunnel.kind != TunnelKind::WireGuard)
-}
-
-/// The addresses of all underlays.
-fn underlay_addresses(config: &Config, links: &[Link]) -> Vec<IpAddr> {
-    let is_underlay = |link: &&Link| config.underlays.iter().any(|underlay| underlay.interface == link.name);
-    links.iter().filter(is_underlay).flat_map(|link| link.addresses.iter().copied()).collect()
 }
 
 /// A way to tell each worker something.

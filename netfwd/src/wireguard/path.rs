@@ -208,11 +208,11 @@ fn sealed<'a>(
     datagram: Datagram<'a>,
     counters: &Counters,
 ) -> Option<SealedMessage<'a>> {
-    let Datagram { payload, remote, port: remote_port, destination, tos } = datagram;
+    let Datagram { payload, remote, port: remote_port, scope, destination, tos } = datagram;
     let message_type = wireguard::check(payload)
         .inspect_err(|reason| counters.drops.add(Direction::Ingress, Stage::Decap, *reason, 1))
         .ok()?;
     let local = address_bytes(destination.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
-    let origin = SocketOrigin { local, port, remote: address_bytes(remote), remote_port, ecn: tos & 3 };
+    let origin = SocketOrigin { local, port, remote: address_bytes(remote), remote_port, scope, ecn: tos & 3 };
     Some(SealedMessage { tunnel, message_type, bytes: payload, origin, tolerated: None })
 }

@@ -134,6 +134,7 @@ pub fn message(bytes: &mut [u8], from: SocketAddr, to: SocketAddr, ecn: u8) -> O
         port: to.port(),
         remote: address_bytes(from.ip()),
         remote_port: from.port(),
+        scope: 0,
         ecn,
     };
     let message_type = wireguard::check(bytes).ok()?;

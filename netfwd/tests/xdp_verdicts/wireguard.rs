@@ -271,6 +271,7 @@ fn user_space_opens_what_the_record_says_and_sees_the_same_without_one() {
                     port: PORT,
                     remote: address_bytes(outer.source),
                     remote_port: 4242,
+                    scope: 0,
                     ecn: 2,
                 };
                 for metadata in [Some(zerocopy::transmute!(record)), None] {
@@ -323,6 +324,7 @@ fn a_socket_without_an_address_opens_the_same_messages() {
             port,
             remote: address_bytes("192.0.2.9".parse().unwrap()),
             remote_port: 7,
+            scope: 0,
             ecn: 1,
         };
         let open = |mut payload: Vec<u8>| {

@@ -3,7 +3,8 @@
 //! The problem: a TUN/TAP write costs microseconds however long the frame is, so forty packets of a flow should be one
 //! write. The kernel cuts such a superframe again, and must get exactly the packets that came.
 //!
-//! Invariants (docs/COALESCING.md has the rules, the tests in `tests/coalescing_laws.rs` their proof):
+//! Invariants (docs/COALESCING.md has the rules, `tests/coalescing_laws.rs` and `coalescing_order.rs` their
+//! proof):
 //! - *Re-split law.* Cutting every superframe as the kernel does gives the packets back byte for byte, in flow order.
 //! - *No laundering.* Only packets whose checksums are [`Checksums::Verified`](super::packet::Checksums) are merged.
 //! - Every packet leaves in exactly one frame, every frame has one seed, and every seed one [`FlushReason`].

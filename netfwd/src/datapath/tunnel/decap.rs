@@ -80,6 +80,8 @@ pub struct SocketOrigin {
     pub remote: [u8; 16],
     /// Source port.
     pub remote_port: u16,
+    /// Index of the interface that a link-local source is on; 0 for all others.
+    pub scope: u32,
     /// Outer ECN field.
     pub ecn: u8,
 }
@@ -186,7 +188,8 @@ fn origin(frame: &[u8], payload: usize, ecn: u8) -> Option<SocketOrigin> {
     };
     let udp = udp::Header::ref_from_bytes(udp).ok()?;
     let (remote_port, port) = (udp.source_port.get(), udp.destination_port.get());
-    Some(SocketOrigin { local, port, remote, remote_port, ecn })
+    // What is sent to a link-local address comes by a socket, which knows the interface.
+    Some(SocketOrigin { local, port, remote, remote_port, scope: 0, ecn })
 }
 
 fn slice(frame: &mut [u8], offset: u16, len: u16) -> Option<&mut [u8]> {

@@ -1,7 +1,7 @@
 //! Where datagrams of a peer come from and go to.
 
 use std::io::IoSlice;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crate::datapath::tunnel::decap::SocketOrigin;
 
@@ -27,10 +27,16 @@ impl Path {
     /// The way back to where a message came from.
     pub fn back_to(origin: &SocketOrigin) -> Self {
         let local = address(origin.local);
-        Self {
-            remote: SocketAddr::new(address(origin.remote), origin.remote_port),
-            local: Some(local).filter(|local| !local.is_unspecified()),
-        }
+        let remote = match address(origin.remote) {
+            IpAddr::V4(v4) => SocketAddr::new(v4.into(), origin.remote_port),
+            IpAddr::V6(v6) => SocketAddrV6::new(v6, origin.remote_port, 0, origin.scope).into(),
+        };
+        Self { remote, local: Some(local).filter(|local| !local.is_unspecified()) }
+    }
+
+    /// Index of the interface that a link-local peer is on; 0 for all others.
+    pub fn scope(&self) -> u32 {
+        if let SocketAddr::V6(remote) = self.remote { remote.scope_id() } else { 0 }
     }
 }
 
