@@ -39,7 +39,7 @@ fn vm_the_kernel_talks_to_itself() {
     let _gateway = lab.wireguard_gateway(Program::Kernel).expect("a device");
     lab.greet_peer().expect("a session");
     for family in e2e::FAMILIES {
-        tcp_intact(&lab.peer, &lab.server, lab.server_address(family), 2, 1_000_000);
-        tcp_intact(&lab.server, &lab.peer, lab.peer_address(family), 2, 1_000_000);
+        tcp_intact(&lab.peer, &lab.server, lab.server_address(family), 2, e2e::scaled(2_000_000));
+        tcp_intact(&lab.server, &lab.peer, lab.peer_address(family), 2, e2e::scaled(2_000_000));
     }
 }
