@@ -1,7 +1,8 @@
 //! `cargo xtask test` and `cargo xtask ci`.
 //!
-//! Invariant: what needs root and has none is never passed over in silence. Deliberately absent: a second build for
-//! release; the tests run the daemon as the `dev` profile builds it, with overflow checks.
+//! Invariants: what needs root and has none is never passed over in silence; without arguments `test` is everything but what is slow,
+//! other kernels included. Deliberately absent: a second build for release; the tests run the daemon as the `dev`
+//! profile builds it, with overflow checks.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

@@ -306,7 +306,7 @@ pub fn tcp_intact(from: &Namespace, to: &Namespace, address: IpAddr, flows: u32,
 /// Sends datagrams, slowly enough that none need be lost, and asserts that all arrive, whole, once and in order.
 pub fn udp_faithful(from: &Namespace, to: &Namespace, address: IpAddr, sizes: udp::Sizes, datagrams: u64) {
     // Datagrams that wait for a neighbour's address are lost, or overtaken, in the sender's own kernel.
-    from.exec(&format!("ping -c 1 -W 5 {address}")).expect("an answer");
+    from.exec(&format!("ping -c 1 -W {} {address}", 5.0 * slowness())).expect("an answer");
     let load = udp::Load::of_datagrams(sizes, datagrams, RATE / slowness());
     let report = udp::run(from, to, address, &load);
     let report = report.unwrap_or_else(|error| panic!("UDP to {address}: {error:#}"));
