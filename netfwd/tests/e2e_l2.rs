@@ -23,8 +23,10 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn ping(from: &Namespace, target: impl std::fmt::Display) {
-    let answer = from.exec(&format!("ping -c 3 -i 0.1 -W {} {target}", 3.0 * slowness())).expect("answers");
-    assert!(answer.contains(" 0% packet loss"), "{answer}");
+    for _ in 0..3 {
+        // One at a time: for the last of several, ping waits no longer than twice what the others took.
+        from.exec(&format!("ping -c 1 -W {} {target}", 3.0 * slowness())).expect("an answer");
+    }
 }
 
 /// The MAC address of a device.

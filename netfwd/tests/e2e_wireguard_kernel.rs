@@ -1,7 +1,7 @@
 //! netfwd and the kernel's own WireGuard at either end, every byte compared.
 //!
-//! Not every kernel has it, so these run in an emulated machine: `cargo xtask vm test`, the last part of `cargo xtask test`. Their
-//! names leave them out of the parts before it; on a kernel without WireGuard they fail rather than pass unseen.
+//! Not every kernel has it, so these run in an emulated machine: `cargo xtask vm test`, the last part of `cargo xtask ci`. Their
+//! names leave them out of `cargo xtask test`; on a kernel without WireGuard they fail rather than pass unseen.
 
 mod e2e;
 
