@@ -5,7 +5,7 @@
 
 mod e2e;
 
-use e2e::{Rig, equal};
+use e2e::{Rig, equal, scaled};
 use xtask::lab::{Family, Options};
 
 /// The daemon's line about TUN devices without UDP segmentation offload.
@@ -30,14 +30,14 @@ fn a_kernel_without_udp_superframes_is_named_in_one_line_and_carries_udp_uncoale
     let has_uso = kernel() >= USO_SINCE;
     let lines = rig.netfwd.log().lines().filter(|line| line.contains(WITHOUT_USO)).count();
     assert_eq!(lines, usize::from(!has_uso), "on Linux {:?}:\n{}", kernel(), rig.netfwd.log());
-    let ((), growth) = rig.during(|| rig.udp_in(Family::V4, equal(), 1_500));
-    rig.udp_out(Family::V6, equal(), 1_500);
+    let ((), growth) = rig.during(|| rig.udp_in(Family::V4, equal(), scaled(3_000)));
+    rig.udp_out(Family::V6, equal(), scaled(3_000));
     if has_uso {
         assert!(growth.coalescing("udp") > 1.0, "{} packets a frame", growth.coalescing("udp"));
     } else {
         assert_eq!(growth.coalescing("udp"), 1.0);
     }
-    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 1, 2_000_000));
+    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 1, scaled(8_000_000)));
     assert!(growth.coalescing("tcp") > 1.5, "{} packets a frame", growth.coalescing("tcp"));
     rig.assert_nothing_lost();
     rig.stop();

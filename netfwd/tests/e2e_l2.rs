@@ -11,6 +11,7 @@ use e2e::packets::{Capture, Packet, bound, received};
 use e2e::{FAMILIES, Rig};
 use made::{Inner, vxlan};
 use xtask::lab::{Config, Family, Lab, Namespace, Options, Tunnel};
+use xtask::machine::slowness;
 
 /// The kernel's peer, and the second remote behind it.
 const REMOTES: [&str; 2] = ["10.9.0.1", "10.9.1.2"];
@@ -22,7 +23,7 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn ping(from: &Namespace, target: impl std::fmt::Display) {
-    let answer = from.exec(&format!("ping -c 3 -i 0.1 -W 3 {target}")).expect("answers");
+    let answer = from.exec(&format!("ping -c 3 -i 0.1 -W {} {target}", 3.0 * slowness())).expect("answers");
     assert!(answer.contains(" 0% packet loss"), "{answer}");
 }
 

@@ -155,7 +155,7 @@ fn outer(port: u16, payload: &[u8]) -> Vec<u8> {
 
 fn origin(port: u16, ecn: u8) -> SocketOrigin {
     let [local, remote] = [LOCAL, REMOTE].map(|address| address_bytes(IpAddr::from(address)));
-    SocketOrigin { local, port, remote, remote_port: 50_000, ecn, scope: 0 }
+    SocketOrigin { local, port, remote, remote_port: 50_000, scope: 0, ecn }
 }
 
 /// Something that arrives, at first right and then spoilt.

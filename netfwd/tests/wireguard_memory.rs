@@ -14,7 +14,7 @@ use netfwd::datapath::tunnel::wireguard::{
 };
 use netfwd_common::reason::{DropReason, Stage};
 use segmentation::{Shape, pattern};
-use wireguard::{End, Wire, packet, superframe};
+use wireguard::{End, Wire, everything, packet, superframe};
 
 struct Counting;
 
@@ -152,7 +152,7 @@ fn a_peer_with_a_session_costs_sixteen_kibibytes_at_most() {
     let (mut to_hub, mut from_hub) = (Wire::default(), Wire::default());
     let mut grown = 0;
     for (n, spoke) in spokes.iter_mut().enumerate() {
-        spoke.know(&hub, |peer| peer.allowed_ips[0].prefix = "0.0.0.0/0".parse().expect("a prefix"));
+        spoke.know(&hub, everything);
         // From its address among the hub's peers.
         let mut packet = packet(1);
         packet[12..16].copy_from_slice(&(0x0a00_0000 + n as u32).to_be_bytes());

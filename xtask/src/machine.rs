@@ -44,9 +44,10 @@ pub fn slowness() -> f64 {
     told.filter(|slowness| *slowness >= 1.0).unwrap_or(1.0)
 }
 
-/// Asks every 10 ms until `condition` holds; false when it did not within `timeout`, as real hardware counts it.
+/// Asks every 10 ms until `condition` holds; false when it did not within `timeout`, as real hardware counts both.
 pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + timeout.mul_f64(slowness());
+    let pause = Duration::from_millis(10).mul_f64(slowness());
     loop {
         if condition() {
             return true;
@@ -54,7 +55,7 @@ pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> boo
         if Instant::now() >= deadline {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(pause);
     }
 }
 

@@ -41,7 +41,7 @@ enum Task {
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
     },
-    /// Run every test: units, properties, the eBPF object, end to end in network namespaces
+    /// Run every test: units, properties, the eBPF object, end to end in network namespaces, and on other kernels
     Test {
         /// Only the tests that take minutes, which are left out otherwise
         #[arg(long, conflicts_with = "arguments")]
@@ -57,7 +57,7 @@ enum Task {
     /// Make or remove a lab for exploring by hand
     #[command(subcommand)]
     Lab(lab_command::Task),
-    /// Run the tests on other kernels, in an emulated machine
+    /// Run tests on other kernels, in emulated machines
     Vm(vm::Arguments),
     /// The init of that machine
     #[command(hide = true)]

@@ -31,8 +31,10 @@ pub struct Link {
     pub vxlan_port: Option<u16>,
 }
 
-/// How long the kernel may take to list its interfaces: a scrape or a start that waits for ever is worse than a failed one.
+/// How long the kernel may take to list its interfaces for a scrape: one that waits for ever is worse than a failed one.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// And for a start, which comes while a machine boots or containers go: whoever takes a namespace down has the lock for seconds.
+const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A netlink connection, alive as long as the runtime it was opened in.
 #[derive(Clone, Debug)]
@@ -59,9 +61,9 @@ impl Netlink {
         timeout(PATIENCE, self.list_links()).await?
     }
 
-    /// All interfaces with their addresses; `TimedOut` after a few seconds without an answer.
+    /// All interfaces with their addresses, for a start; `TimedOut` after half a minute without an answer.
     pub async fn links_with_addresses(&self) -> io::Result<Vec<Link>> {
-        timeout(PATIENCE, self.list_links_with_addresses()).await?
+        timeout(START_PATIENCE, self.list_links_with_addresses()).await?
     }
 
     async fn list_links(&self) -> io::Result<Vec<Link>> {

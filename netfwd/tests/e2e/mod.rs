@@ -151,7 +151,7 @@ impl Rig {
         assert!(order.frames > 0, "no TCP was seen");
         let (early, dropped) = early_segments(&self.lab.server);
         if early > 0 {
-            let lost = |end: &Namespace, device| end.statistic(device, "tx_dropped").expect("a counter");
+            let lost = |end: &Namespace, device| end.unsent(device).expect("a counter");
             let (before, behind) = (lost(&self.lab.peer, UNDERLAY), lost(&self.lab.gateway, LAN));
             let unread = self.metrics().sum("netfwd_xsk_rx_ring_full_total");
             eprintln!(
@@ -212,12 +212,12 @@ impl Rig {
     /// TCP and UDP of both families in both directions, a little of each.
     pub fn a_little_of_everything(&self) {
         for family in FAMILIES {
-            self.tcp_in(family, 1, 4_000_000);
-            self.tcp_out(family, 1, 4_000_000);
-            self.udp_in(family, equal(), 1_500);
-            self.udp_out(family, equal(), 1_500);
-            self.udp_in(family, mixed(), 1_000);
-            self.udp_out(family, mixed(), 1_000);
+            self.tcp_in(family, 1, scaled(4_000_000));
+            self.tcp_out(family, 1, scaled(4_000_000));
+            self.udp_in(family, equal(), scaled(1_500));
+            self.udp_out(family, equal(), scaled(1_500));
+            self.udp_in(family, mixed(), scaled(1_000));
+            self.udp_out(family, mixed(), scaled(1_000));
         }
     }
 }
@@ -266,7 +266,7 @@ pub fn turn() -> MutexGuard<'static, ()> {
 /// TCP segments that arrived in that namespace before an earlier one had (`TcpExt: TCPOFOQueue`), and what its TCP has
 /// dropped.
 fn early_segments(namespace: &Namespace) -> (u64, Vec<(String, u64)>) {
-    let text = namespace.exec("cat /proc/net/netstat").expect("counters");
+    let text = namespace.proc_net("netstat").expect("counters");
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
     let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
     let counters = names.split_whitespace().zip(values.split_whitespace()).skip(1);
@@ -278,6 +278,11 @@ fn early_segments(namespace: &Namespace) -> (u64, Vec<(String, u64)>) {
     let is_loss = |name: &str| ["Drop", "Prune"].iter().any(|word| name.contains(word));
     let dropped = counters.into_iter().filter(|(name, _)| is_loss(name));
     (early, dropped.map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+/// So many bytes or datagrams on real hardware; fewer where an emulator has to carry them, which shows the same.
+pub fn scaled(count: u64) -> u64 {
+    (count as f64 / slowness()) as u64
 }
 
 /// Payloads that fit every tunnel's MTU at underlay MTU 1500.
@@ -301,7 +306,7 @@ pub fn tcp_intact(from: &Namespace, to: &Namespace, address: IpAddr, flows: u32,
 /// Sends datagrams, slowly enough that none need be lost, and asserts that all arrive, whole, once and in order.
 pub fn udp_faithful(from: &Namespace, to: &Namespace, address: IpAddr, sizes: udp::Sizes, datagrams: u64) {
     // Datagrams that wait for a neighbour's address are lost, or overtaken, in the sender's own kernel.
-    from.exec(&format!("ping -c 1 -W 5 {address}")).expect("an answer");
+    from.exec(&format!("ping -c 1 -W {} {address}", 5.0 * slowness())).expect("an answer");
     let load = udp::Load::of_datagrams(sizes, datagrams, RATE / slowness());
     let report = udp::run(from, to, address, &load);
     let report = report.unwrap_or_else(|error| panic!("UDP to {address}: {error:#}"));

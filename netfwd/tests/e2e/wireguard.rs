@@ -11,12 +11,14 @@ use xtask::load::udp;
 use xtask::machine::{slowness, wait_until};
 
 use super::packets::{Capture, Packet, bound, received};
-use super::{FAMILIES, Rig, equal, mixed, tcp_intact};
+use super::{FAMILIES, Rig, equal, mixed, scaled, tcp_intact};
 
 /// WireGuard by two other teams.
 pub const OTHERS: [Program; 2] = [Program::WireguardGo, Program::Boringtun];
 /// Bytes on each TCP connection.
 const BYTES: u64 = 4_000_000;
+/// Datagrams of each load.
+const DATAGRAMS: u64 = 1_000;
 /// Handshakes are tried again after five seconds.
 pub const HANDSHAKE: Duration = Duration::from_secs(15);
 /// A rate that the far ends follow on a busy machine, in Gbit/s.
@@ -94,7 +96,7 @@ impl Rig {
     /// A few MB on one connection each way.
     pub fn tcp_both_ways(&self, family: Family) {
         let (peer, server) = (&self.lab.peer, &self.lab.server);
-        let bytes = (BYTES as f64 / slowness()) as u64 / 2;
+        let bytes = scaled(BYTES) / 2;
         tcp_intact(peer, server, self.lab.server_address(family), 2, bytes);
         tcp_intact(server, peer, self.lab.peer_address(family), 2, bytes);
     }
@@ -110,7 +112,8 @@ impl Rig {
 
     fn udp_accounted_for(&self, from: &Namespace, to: &Namespace, address: IpAddr, sizes: udp::Sizes) {
         let before = self.far_losses();
-        let report = udp::run(from, to, address, &udp::Load::of_datagrams(sizes, 1_000, RATE / slowness()));
+        let load = udp::Load::of_datagrams(sizes, scaled(DATAGRAMS), RATE / slowness());
+        let report = udp::run(from, to, address, &load);
         let report = report.unwrap_or_else(|error| panic!("UDP to {address}: {error:#}"));
         assert!(report.faithful(), "UDP to {address}: {report:?}");
         let excused = self.far_losses() - before;
@@ -120,11 +123,11 @@ impl Rig {
     /// What the far end's queues have dropped: its sockets' and its devices'.
     pub fn far_losses(&self) -> u64 {
         let Self { lab, .. } = self;
-        let text = lab.peer.exec("cat /proc/net/snmp /proc/net/snmp6").expect("counters");
-        let devices = [self.far_device().name(), UNDERLAY].map(|device| lab.peer.statistic(device, "tx_dropped"));
+        let devices = [self.far_device().name(), UNDERLAY].map(|device| lab.peer.unsent(device));
         // A cable between two machines has no queue; this one has, and it is the far end that does not empty it.
-        let cable = lab.gateway.statistic(UNDERLAY, "tx_dropped");
+        let cable = lab.gateway.unsent(UNDERLAY);
         let devices: u64 = devices.into_iter().chain([cable]).map(|count| count.expect("a counter")).sum();
+        let text = ["snmp", "snmp6"].map(|file| lab.peer.proc_net(file).expect("counters")).concat();
         devices + udp_overruns(&text)
     }
 

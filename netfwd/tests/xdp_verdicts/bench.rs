@@ -1,7 +1,7 @@
 //! The loaded program with a socket, the table it works on, and what one test run gives.
 
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{TestRun as _, TestRunOptions};
 use netfwd::datapath::packet::RemoteIndex;
@@ -54,7 +54,7 @@ pub struct Bench {
     pub xdp: XdpProgram,
     pub table: ForwardingTable,
     policy: Policy,
-    _socket: OwnedFd,
+    socket: OwnedFd,
 }
 
 /// What one run gave.
@@ -66,16 +66,25 @@ pub struct Run {
 }
 
 impl Bench {
-    pub fn new(policy: Policy) -> Self {
+    fn new(policy: Policy) -> Self {
         let table = table();
-        let mut xdp = XdpProgram::load(&table, policy).unwrap_or_else(|error| panic!("{error}"));
+        let xdp = XdpProgram::load(&table, policy).unwrap_or_else(|error| panic!("{error}"));
         // SAFETY: a plain system call without pointers.
         let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         assert!(fd >= 0, "AF_XDP socket: {}", std::io::Error::last_os_error());
         // SAFETY: the descriptor was just made and nobody else has it.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        xdp.register_socket(0, &socket).unwrap();
-        Self { xdp, table, policy, _socket: socket }
+        let mut bench = Self { xdp, table, policy, socket };
+        bench.xdp.register_socket(0, &bench.socket).unwrap();
+        bench
+    }
+
+    /// What a new one is like, without troubling the verifier.
+    fn renewed(mut self, policy: Policy) -> Self {
+        self.xdp.update_table(&self.table).unwrap();
+        self.xdp.register_socket(0, &self.socket).unwrap();
+        self.set_policy(policy);
+        self
     }
 
     pub fn set_policy(&mut self, policy: Policy) {
@@ -167,21 +176,44 @@ fn difference(after: &XdpCounters, before: &XdpCounters) -> XdpCounters {
     }
 }
 
-/// Runs `test` on a loaded program, unless there is no root and that is said to be all right.
+/// One test at a time; between tests, the program for the next. The verifier takes a third of a second for it, and seconds in an
+/// emulated machine.
+static LOADED: Mutex<Option<Bench>> = Mutex::new(None);
+
+/// Runs `test` on a loaded program in its first state, unless there is no root and that is said to be all right.
+///
+/// Policy, table and socket are put back; a test that takes something else from the program wants one of its own.
 pub fn with_program(policy: Policy, test: impl FnOnce(&mut Bench)) {
+    if !root_or_skip() {
+        return;
+    }
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Taken out: a test that fails leaves nothing to the others.
+    let mut bench = loaded.take().map_or_else(|| Bench::new(policy), |bench| bench.renewed(policy));
+    test(&mut bench);
+    *loaded = Some(bench);
+}
+
+/// The same on a program that is gone after the test.
+pub fn with_program_of_its_own(policy: Policy, test: impl FnOnce(&mut Bench)) {
+    if !root_or_skip() {
+        return;
+    }
+    let _turn = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    test(&mut Bench::new(policy));
+}
+
+fn root_or_skip() -> bool {
     // SAFETY: a plain system call without arguments.
-    if unsafe { libc::geteuid() } != 0 {
+    let is_root = unsafe { libc::geteuid() } == 0;
+    if !is_root {
         assert!(
             std::env::var_os("NETFWD_SKIP_ROOT_TESTS").is_some_and(|value| value == "1"),
             "this test loads an eBPF program and needs root; NETFWD_SKIP_ROOT_TESTS=1 skips it"
         );
         eprintln!("SKIPPED for want of root: XDP verdicts");
-        return;
     }
-    // One at a time: the program is large for the verifier's memory.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _guard = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    test(&mut Bench::new(policy));
+    is_root
 }
 
 pub const COUNT: Policy = Policy { verify: Verify::Count as u8, accept_partial: 0, debug: 0, frame_limit: 0 };

@@ -9,7 +9,7 @@ use netfwd_common::abi::Policy;
 use netfwd_common::classify::Verdict;
 use netfwd_common::reason::{DropReason, PassReason};
 
-use crate::bench::{COUNT, DROP, XDP_PASS, XDP_REDIRECT, total, with_program};
+use crate::bench::{COUNT, DROP, XDP_PASS, XDP_REDIRECT, total, with_program, with_program_of_its_own};
 use crate::packets::{Field, Inner, Outer};
 
 static COMPANION: &[u8] = aya::include_bytes_aligned!(env!("NETFWD_EBPF_BENCH_PATH"));
@@ -75,7 +75,7 @@ fn a_frame_longer_than_the_buffers_takes_the_kernels_way() {
 #[test]
 fn drops_are_logged_only_with_the_debug_switch() {
     use std::os::fd::{AsFd as _, AsRawFd as _};
-    with_program(DROP, |bench| {
+    with_program_of_its_own(DROP, |bench| {
         let mut log = bench.xdp.take_log().unwrap();
         let readable = |log: &netfwd::io::xdp_log::XdpLog| {
             let mut poll = libc::pollfd { fd: log.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };

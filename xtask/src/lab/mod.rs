@@ -268,8 +268,10 @@ impl Lab {
     fn configure_underlay(&self) -> Result<()> {
         for (namespace, host) in [(&self.peer, PEER_HOST), (&self.gateway, GATEWAY_HOST)] {
             let (v4, v6) = (underlay_address(Family::V4, host), underlay_address(Family::V6, host));
-            namespace.ip(&format!("address add {v4}/24 dev {UNDERLAY}"))?;
-            namespace.ip(&format!("address add {v6}/64 dev {UNDERLAY} nodad"))?;
+            namespace.ip_lines(&[
+                format!("address add {v4}/24 dev {UNDERLAY}"),
+                format!("address add {v6}/64 dev {UNDERLAY} nodad"),
+            ])?;
             // As a network card would: it also turns NAPI on, which native XDP on veth wants on both ends.
             namespace.exec(&format!("ethtool -K {UNDERLAY} gro on"))?;
         }
@@ -281,13 +283,13 @@ impl Lab {
     fn connect_lan(&self) -> Result<()> {
         self.connect((&self.gateway, LAN), (&self.server, LAN), "")?;
         for (namespace, host) in [(&self.gateway, 1), (&self.server, 2)] {
-            namespace.ip(&format!("address add 10.20.0.{host}/24 dev {LAN}"))?;
-            namespace.ip(&format!("address add fd20::{host}/64 dev {LAN} nodad"))?;
+            namespace.ip_lines(&[
+                format!("address add 10.20.0.{host}/24 dev {LAN}"),
+                format!("address add fd20::{host}/64 dev {LAN} nodad"),
+            ])?;
             namespace.exec(&format!("ethtool -K {LAN} gro on"))?;
         }
-        self.server.ip("route add default via 10.20.0.1")?;
-        self.server.ip("-6 route add default via fd20::1")?;
-        Ok(())
+        self.server.ip_lines(&["10.20.0.1", "fd20::1"].map(|gateway| format!("route add default via {gateway}")))
     }
 
     /// A veth pair, both ends up.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::process::{Process, output};
+use super::process::{Process, output, output_for};
 
 /// A named network namespace, as `ip netns` knows it.
 #[derive(Debug)]
@@ -56,19 +56,29 @@ impl Namespace {
         output(Command::new("ip").args(["-n", &self.name]).args(arguments.split_whitespace()))
     }
 
+    /// `ip -n NAME …` for each of these lines, in one process.
+    pub fn ip_lines(&self, lines: &[String]) -> Result<()> {
+        let text = lines.join("\n") + "\n";
+        output_for(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), &text)
+            .map(drop)
+            .with_context(|| format!("in {}:\n{text}", self.name))
+    }
+
     /// `tc -n NAME …`; the arguments are split at white space.
     pub fn tc(&self, arguments: &str) -> Result<String> {
         output(Command::new("tc").args(["-n", &self.name]).args(arguments.split_whitespace()))
     }
 
-    /// Runs a command line in the namespace to its end and returns what it printed; the line is split at white space.
+    /// Runs a command line in the namespace to its end and returns what it printed; the line is split at white space. In
+    /// /sys it sees the caller's namespace.
     pub fn exec(&self, line: &str) -> Result<String> {
         let mut words = line.split_whitespace();
         let program = words.next().context("an empty command line")?;
-        output(self.command(program).args(words))
+        // `ip netns exec` would be one more program, and mount /sys.
+        self.run(|| output(Command::new(program).args(words)))?.with_context(|| format!("in {}", self.name))
     }
 
-    /// A command that will run in the namespace, with standard input closed.
+    /// A command that will run in the namespace, with a /sys to go with it and standard input closed.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(program).stdin(Stdio::null());
@@ -89,10 +99,26 @@ impl Namespace {
             .with_context(|| format!("cannot write {value} to {path} in {}", self.name))
     }
 
+    /// A file of `/proc/net`, such as `dev` or `snmp`, as it is in this namespace.
+    pub fn proc_net(&self, file: &str) -> Result<String> {
+        // `/proc/net` itself is the first thread's.
+        let path = format!("/proc/thread-self/net/{file}");
+        self.run(|| fs::read_to_string(&path))?.with_context(|| format!("cannot read {path} in {}", self.name))
+    }
+
+    /// Frames that a device was to send and has dropped.
+    pub fn unsent(&self, device: &str) -> Result<u64> {
+        let text = self.proc_net("dev")?;
+        let line = text.lines().find_map(|line| line.trim_start().strip_prefix(device)?.strip_prefix(':'));
+        // Eight numbers about receiving, then bytes, packets, errors and drops (net/core/net-procfs.c).
+        let dropped = line.and_then(|counters| counters.split_whitespace().nth(11)?.parse().ok());
+        dropped.with_context(|| format!("no counters of {device} in:\n{text}"))
+    }
+
     /// One of the counters in `/sys/class/net/<device>/statistics`.
     pub fn statistic(&self, device: &str, counter: &str) -> Result<u64> {
         // /sys shows the namespace it was mounted in, so `ip netns exec` has to mount it afresh.
-        let text = self.exec(&format!("cat /sys/class/net/{device}/statistics/{counter}"))?;
+        let text = output(self.command("cat").arg(format!("/sys/class/net/{device}/statistics/{counter}")))?;
         text.trim().parse().with_context(|| format!("{device}: odd counter {counter}: {text}"))
     }
 

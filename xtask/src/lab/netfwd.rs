@@ -15,7 +15,7 @@ use super::process::Process;
 use super::tunnel::Tunnel;
 use super::{Lab, Namespace, Options, UNDERLAY};
 use crate::interrupt;
-use crate::machine::wait_until;
+use crate::machine::{slowness, wait_until};
 
 /// Where the daemon's metrics are, inside the gateway's namespace.
 pub const METRICS_ADDRESS: &str = "127.0.0.1:9477";
@@ -186,8 +186,8 @@ impl Netfwd {
 /// As much of HTTP as it takes to scrape.
 fn http_get(address: &str, path: &str) -> Result<String> {
     let address: SocketAddr = address.parse()?;
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1).mul_f64(slowness()))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5).mul_f64(slowness())))?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
     let mut response = String::new();
     stream.read_to_string(&mut response)?;

@@ -4,9 +4,10 @@
 //! a full pipe stops the child, and a test that waits for that child then hangs.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -90,13 +91,29 @@ impl Drop for Process {
 
 /// Runs a command to its end and returns what it printed; a failure carries the command line and its error output.
 pub fn output(command: &mut Command) -> Result<String> {
-    let line = line_of(command);
-    let result =
-        command.output().with_context(|| format!("cannot run: {line} (is it installed? cargo xtask setup)"))?;
+    let result = command.output().with_context(|| cannot_run(command))?;
+    printed(command, result)
+}
+
+/// The same with a text to read, which has to be shorter than a pipe is.
+pub fn output_for(command: &mut Command, input: &str) -> Result<String> {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().with_context(|| cannot_run(command))?;
+    let written = child.stdin.take().context("no input")?.write_all(input.as_bytes());
+    let result = child.wait_with_output().with_context(|| cannot_run(command))?;
+    // What made it stop reading says more than that it did.
+    printed(command, result).and_then(|text| Ok(written.map(|()| text)?))
+}
+
+fn cannot_run(command: &Command) -> String {
+    format!("cannot run: {} (is it installed? cargo xtask setup)", line_of(command))
+}
+
+fn printed(command: &Command, result: Output) -> Result<String> {
     let stdout = String::from_utf8_lossy(&result.stdout).into_owned();
     if !result.status.success() {
         let stderr = String::from_utf8_lossy(&result.stderr);
-        bail!("{line}: {}\n{}{}", result.status, stdout, stderr.trim_end());
+        bail!("{}: {}\n{}{}", line_of(command), result.status, stdout, stderr.trim_end());
     }
     Ok(stdout)
 }

@@ -163,19 +163,16 @@ impl Tunnel {
         with_lan: bool,
     ) -> Result<()> {
         let name = &self.name;
-        namespace.ip(&format!("link add {name} mtu {} {}", self.device_mtu(underlay_mtu), self.link_type(side)))?;
+        let mut lines = vec![format!("link add {name} mtu {} {}", self.device_mtu(underlay_mtu), self.link_type(side))];
         // A connected route would win over the one that says where packets go.
         let connected = if self.kind == TunnelKind::VxlanGpe { " noprefixroute" } else { "" };
         for family in [Family::V4, Family::V6] {
             let length = if family == Family::V4 { 24 } else { 64 };
-            namespace
-                .ip(&format!("address add {}/{length} dev {name} nodad{connected}", self.address(side, family)))?;
+            lines.push(format!("address add {}/{length} dev {name} nodad{connected}", self.address(side, family)));
         }
-        namespace.ip(&format!("link set {name} up"))?;
-        for route in self.routes(side, with_lan) {
-            namespace.ip(&format!("route replace {route}"))?;
-        }
-        Ok(())
+        lines.push(format!("link set {name} up"));
+        lines.extend(self.routes(side, with_lan).into_iter().map(|route| format!("route replace {route}")));
+        namespace.ip_lines(&lines)
     }
 
     fn link_type(&self, side: Side) -> String {

@@ -11,12 +11,17 @@ use anyhow::{Context, Result, anyhow};
 use super::content::Stream;
 use super::{Progress, any_address, over};
 use crate::lab::Namespace;
+use crate::machine::slowness;
 
 /// First bytes of every connection: flags and seed.
 const PREAMBLE: usize = 16;
 const VERIFY: u64 = 1;
 /// A connection that stands still this long has failed.
 const STALL: Duration = Duration::from_secs(15);
+
+fn stall() -> Duration {
+    STALL.mul_f64(slowness())
+}
 
 /// What to send.
 #[derive(Clone, Copy, Debug)]
@@ -111,8 +116,8 @@ pub fn send(target: SocketAddr, load: Load) -> Result<u64> {
     let deadline = Instant::now() + load.duration;
     let flow = |seed: u32| -> Result<u64> {
         let stream =
-            TcpStream::connect_timeout(&target, STALL).with_context(|| format!("cannot connect to {target}"))?;
-        stream.set_write_timeout(Some(STALL))?;
+            TcpStream::connect_timeout(&target, stall()).with_context(|| format!("cannot connect to {target}"))?;
+        stream.set_write_timeout(Some(stall()))?;
         send_flow(stream, seed.into(), load, deadline).with_context(|| format!("sending to {target} failed"))
     };
     thread::scope(|scope| {
@@ -135,7 +140,7 @@ fn send_flow(mut socket: TcpStream, seed: u64, load: Load, deadline: Instant) ->
     }
     socket.shutdown(std::net::Shutdown::Write)?;
     // Until the receiver has closed too, nothing is known to have arrived.
-    socket.set_read_timeout(Some(STALL))?;
+    socket.set_read_timeout(Some(stall()))?;
     socket.read(&mut [0]).context("the receiver did not close")?;
     Ok(sent)
 }
@@ -172,7 +177,7 @@ fn accept(listener: &TcpListener) -> Result<TcpStream> {
     });
     let socket = accepted?;
     socket.set_nonblocking(false)?;
-    socket.set_read_timeout(Some(STALL))?;
+    socket.set_read_timeout(Some(stall()))?;
     Ok(socket)
 }
 

@@ -15,11 +15,14 @@ use anyhow::{Context, Result, anyhow};
 use super::content::Stream;
 use super::{Progress, any_address, over, socket};
 use crate::lab::Namespace;
+use crate::machine::slowness;
 
 /// Bytes of header in front of the content, so the smallest datagram.
 pub const HEADER: usize = 24;
-/// The sequence number of the datagrams that say: that was all.
+/// The sequence number of the datagrams that say how many there were, where others have their checksum.
 const END: u64 = u64::MAX;
+/// How long after the last arrival a datagram that is still missing counts as lost.
+const SETTLED: Duration = Duration::from_secs(1);
 /// The kernel takes at most 64 segments, or 64 KiB less headers, in one send.
 const MAX_SEGMENTS: usize = 64;
 const MAX_SEND: usize = 65_000;
@@ -120,7 +123,7 @@ pub fn run_watched(
     Ok(Report { sent: sent?, ..received? })
 }
 
-/// Sends, and closes with a few datagrams that say so; returns the number of datagrams before those.
+/// Sends, and closes with a few datagrams that say how many there were; returns that number.
 pub fn send(target: SocketAddr, load: &Load) -> Result<u64> {
     let socket = UdpSocket::bind(any_address(target.ip(), 0))?;
     socket.connect(target).with_context(|| format!("cannot reach {target}"))?;
@@ -128,11 +131,10 @@ pub fn send(target: SocketAddr, load: &Load) -> Result<u64> {
         Sizes::Equal(size) => send_equal(&socket, *size, load),
         Sizes::Mixed(sizes) => send_mixed(&socket, sizes, load),
     };
-    let end = datagram(&Stream::new(0), END, HEADER, false);
+    let end = closing_datagram(*sent.as_ref().unwrap_or(&0));
     // A fresh socket, since this one may cut at another size.
     let closing = UdpSocket::bind(any_address(target.ip(), 0))?;
     for _ in 0..5 {
-        // Over the gateway's other queues these may overtake what was sent before.
         thread::sleep(Duration::from_millis(40));
         closing.send_to(&end, target).ok();
     }
@@ -218,6 +220,12 @@ fn datagram(content: &Stream, sequence: u64, size: usize, verify: bool) -> Vec<u
     bytes
 }
 
+/// Says how many there were. It belongs to another flow, so where a machine is busy it may overtake what was sent before it: on the
+/// gateway's other queues, in the backlogs of other CPUs, in a kernel that merges packets flow by flow.
+fn closing_datagram(sent: u64) -> Vec<u8> {
+    [END, HEADER as u64, sent].iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
 fn append_datagram(bytes: &mut Vec<u8>, content: &Stream, sequence: u64, size: usize, verify: bool) {
     let content = content.piece(sequence, size - HEADER);
     let checksum = if verify { hash(sequence, content) } else { 0 };
@@ -244,17 +252,19 @@ pub fn listen(address: SocketAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Receives on a socket from [`listen`] until the sender says that this was all, or for as long as `patience`.
+/// Receives on a socket from [`listen`] until everything is there that the sender says it has sent, or nothing has come for
+/// a while since it said so, but no longer than `patience`.
 pub fn receive(socket: &UdpSocket, verify: bool, patience: Duration, progress: &Progress) -> Result<Report> {
     let mut receiver = Receiver { verify, ..Receiver::default() };
     let mut buffer = vec![0; 1 << 16];
+    let settled = SETTLED.mul_f64(slowness());
     let deadline = Instant::now() + patience;
-    while !receiver.ended && !over(deadline) {
+    while receiver.awaits_more(settled) && !over(deadline) {
         match socket::receive(socket, &mut buffer) {
             Ok((length, segment)) => {
                 progress.add(length);
-                buffer[..length].chunks(segment.max(1)).for_each(|datagram| receiver.take(datagram));
-                receiver.note_time();
+                let now = Instant::now();
+                buffer[..length].chunks(segment.max(1)).for_each(|datagram| receiver.take(datagram, now));
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => return Err(error).context("receiving failed"),
@@ -266,7 +276,10 @@ pub fn receive(socket: &UdpSocket, verify: bool, patience: Duration, progress: &
 #[derive(Default)]
 struct Receiver {
     verify: bool,
-    ended: bool,
+    /// How many there are, once the sender has said so.
+    sent: Option<u64>,
+    /// When the last datagram came.
+    heard: Option<Instant>,
     report: Report,
     next: u64,
     /// One bit per sequence number.
@@ -275,12 +288,23 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn take(&mut self, datagram: &[u8]) {
+    fn take(&mut self, datagram: &[u8], now: Instant) {
+        self.heard = Some(now);
         match parse(datagram, self.verify) {
             None => self.report.corrupt += 1,
-            Some(END) => self.ended = true,
-            Some(sequence) => self.count(sequence, datagram.len()),
+            Some(Parsed::End { sent }) => self.sent = Some(sent),
+            Some(Parsed::Content { sequence }) => {
+                self.times = Some((self.times.map_or(now, |(first, _)| first), now));
+                self.count(sequence, datagram.len());
+            }
         }
+    }
+
+    /// May something still be on its way?
+    fn awaits_more(&self, settled: Duration) -> bool {
+        let Some(sent) = self.sent else { return true };
+        let silent = self.heard.is_some_and(|heard| heard.elapsed() > settled);
+        self.report.received + self.report.corrupt < sent && !silent
     }
 
     fn count(&mut self, sequence: u64, length: usize) {
@@ -299,27 +323,31 @@ impl Receiver {
         self.next = self.next.max(sequence + 1);
     }
 
-    fn note_time(&mut self) {
-        if !self.ended {
-            let now = Instant::now();
-            self.times = Some((self.times.map_or(now, |(first, _)| first), now));
-        }
-    }
-
     fn report(mut self) -> Report {
         self.report.duration = self.times.map_or(Duration::ZERO, |(first, last)| last - first);
         self.report
     }
 }
 
-/// The sequence number, if the datagram is as it was sent.
-fn parse(datagram: &[u8], verify: bool) -> Option<u64> {
+/// A datagram that is as it was sent.
+#[derive(Debug, PartialEq)]
+enum Parsed {
+    Content { sequence: u64 },
+    End { sent: u64 },
+}
+
+fn parse(datagram: &[u8], verify: bool) -> Option<Parsed> {
     let (header, content) = datagram.split_at_checked(HEADER)?;
     let word = |index: usize| Some(u64::from_le_bytes(header.get(index * 8..index * 8 + 8)?.try_into().ok()?));
     let (sequence, length, checksum) = (word(0)?, word(1)?, word(2)?);
-    let plausible = sequence == END || sequence < 1 << 36;
-    let whole = length == datagram.len() as u64 && (!verify || sequence == END || checksum == hash(sequence, content));
-    (plausible && whole).then_some(sequence)
+    if length != datagram.len() as u64 {
+        return None;
+    }
+    if sequence == END {
+        return Some(Parsed::End { sent: checksum });
+    }
+    let whole = sequence < 1 << 36 && (!verify || checksum == hash(sequence, content));
+    whole.then_some(Parsed::Content { sequence })
 }
 
 #[cfg(test)]
@@ -353,12 +381,35 @@ mod tests {
         let mut corrupt = datagram(&content, 4, 100, true);
         corrupt[60] ^= 1;
         for datagram in [0, 2, 1, 1].map(|sequence| datagram(&content, sequence, 100, true)) {
-            receiver.take(&datagram);
+            receiver.take(&datagram, Instant::now());
         }
-        receiver.take(&corrupt);
+        receiver.take(&corrupt, Instant::now());
         let report = Report { sent: 6, ..receiver.report() };
         assert_eq!((report.received, report.reordered, report.duplicate, report.corrupt), (3, 1, 1, 1));
         assert_eq!(report.lost(), 2);
+    }
+
+    #[test]
+    fn what_its_end_has_overtaken_still_arrives() {
+        let socket = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let target = socket.local_addr().unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let receiver = thread::spawn(move || receive(&socket, true, Duration::from_secs(10), &Progress::default()));
+        let content = [0, 1].map(|sequence| datagram(&Stream::new(1), sequence, 100, true));
+        for datagram in [&content[0], &closing_datagram(2), &content[1]] {
+            sender.send_to(datagram, target).unwrap();
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(receiver.join().unwrap().unwrap().received, 2);
+    }
+
+    #[test]
+    fn what_does_not_come_is_not_waited_for_to_the_end() {
+        let socket = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let target = socket.local_addr().unwrap();
+        UdpSocket::bind("127.0.0.1:0").unwrap().send_to(&closing_datagram(2), target).unwrap();
+        let report = receive(&socket, true, Duration::from_secs(60), &Progress::default()).unwrap();
+        assert_eq!(Report { sent: 2, ..report }.lost(), 2);
     }
 
     #[test]

@@ -22,6 +22,8 @@ use super::plan::{MODULES_FILE, Message, Outcome, PLAN_FILE, Plan, Step};
 const PORT: &str = "/dev/ttyS1";
 /// How many times slower than a machine of its own the end-to-end tests may take this one to be.
 const SLOWNESS: &str = "8";
+/// How often init looks whether a step has ended; each look costs the emulator.
+const STEP_POLL: Duration = Duration::from_millis(100);
 const MOUNTS: [[&str; 3]; 4] =
     [["devtmpfs", "dev", "/dev"], ["proc", "proc", "/proc"], ["sysfs", "sys", "/sys"], ["tmpfs", "run", "/run"]];
 
@@ -99,7 +101,7 @@ fn perform(step: &Step, port: &File) -> Result<Outcome> {
         if let Some(status) = reap(pid)? {
             return Ok(Outcome::Exit(status));
         }
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(STEP_POLL);
     }
     kill_process_group(pid, Signal::KILL).ok();
     Ok(Outcome::TimedOut)

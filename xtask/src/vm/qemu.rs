@@ -1,17 +1,20 @@
 //! The emulator: a machine of two CPUs in software, which take turns, bounded in time, that ends with its guest.
 //!
 //! No hardware virtualization, since the machines this runs on are virtual themselves. Invariants: the emulator is dead
-//! when [`Machine`] goes; nothing waits longer than the bound. Deliberately absent: disks, network cards, a display.
+//! when [`Machine`] goes, and when this program is killed; nothing waits longer than the bound, or for a guest that has
+//! said nothing for too long. Deliberately absent: disks, network cards, a display.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use xtask::machine::process_cpu_time;
 
 use super::kernel::Kernel;
 use super::plan::GUEST_PROGRAM;
@@ -21,9 +24,12 @@ use super::plan::GUEST_PROGRAM;
 const ACCELERATOR: &str = "tcg,thread=single";
 /// A machine with five-level page tables makes 6.12 panic under emulation.
 const CPU: &str = "max,la57=off";
+
 /// Enough for the archive twice, the workers' buffers and two kernels' worth of sockets.
 const MEMORY: &str = "2048";
 
+/// How often somebody who waits for a line looks whether to go on.
+const GLANCE: Duration = Duration::from_millis(200);
 /// A panic ends the machine at once, and what only costs time under emulation is off.
 const PARAMETERS: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic \
     nokaslr mitigations=off init_on_alloc=0 apparmor=0 audit=0";
@@ -33,7 +39,17 @@ pub struct Machine {
     child: Child,
     lines: Receiver<String>,
     deadline: Instant,
+    silence: Duration,
     console: PathBuf,
+}
+
+/// How long a machine may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// From its boot to its end.
+    pub whole: Duration,
+    /// From one line to the next.
+    pub silence: Duration,
 }
 
 /// What came next.
@@ -44,13 +60,17 @@ pub enum Event {
     Ended,
     /// Its time is over.
     TimedOut,
+    /// Nobody wants to know any more.
+    Stopped,
 }
 
 impl Machine {
     /// Starts the kernel with that file system; its console goes to a file in `directory`.
-    pub fn boot(kernel: &Kernel, image: &Path, directory: &Path, bound: Duration) -> Result<Self> {
+    pub fn boot(kernel: &Kernel, image: &Path, directory: &Path, bounds: Bounds) -> Result<Self> {
         let console = directory.join("console.log");
-        let mut command = Command::new("qemu-system-x86_64");
+        // It goes with the thread that has started it, also where no destructor runs.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         let line = format!("{PARAMETERS} rdinit={GUEST_PROGRAM} -- vm-guest");
         command
             .args(["-machine", "pc", "-accel", ACCELERATOR, "-cpu", CPU, "-smp", "2", "-m", MEMORY])
@@ -64,16 +84,26 @@ impl Machine {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut child = child.context("cannot start qemu-system-x86_64")?;
         let lines = read_lines(child.stdout.take().context("no output")?);
-        Ok(Self { child, lines, deadline: Instant::now() + bound, console })
+        Ok(Self { child, lines, deadline: Instant::now() + bounds.whole, silence: bounds.silence, console })
     }
 
-    /// Waits for what comes next.
-    pub fn next(&self) -> Event {
-        match self.lines.recv_timeout(self.deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => Event::Line(line),
-            Err(RecvTimeoutError::Disconnected) => Event::Ended,
-            Err(RecvTimeoutError::Timeout) => Event::TimedOut,
+    /// Waits for what comes next, until `stop` is set.
+    pub fn next(&self, stop: &AtomicBool) -> Event {
+        let deadline = self.deadline.min(Instant::now() + self.silence);
+        loop {
+            match self.lines.recv_timeout(GLANCE) {
+                Ok(line) => return Event::Line(line),
+                Err(RecvTimeoutError::Disconnected) => return Event::Ended,
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => return Event::TimedOut,
+                Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => return Event::Stopped,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
+    }
+
+    /// What the emulator has used so far; nothing when it has ended.
+    pub fn cpu_time(&self) -> Duration {
+        process_cpu_time(self.child.id()).unwrap_or_default()
     }
 
     /// The kernel's last words.

@@ -3,6 +3,9 @@
 //! Invariant: a run is good only if the guest said so to the end — every step begun and ended, each with status 0 and as many
 //! tests passed as it was to have — so a panic, a hang or a lost line is a failure without being recognized as such.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 
 use super::plan::{Message, Outcome, Plan, Step, Tests};
@@ -18,11 +21,21 @@ pub struct Report {
     current: Totals,
     ended: Vec<String>,
     done: bool,
+    /// What the emulator had used when the current step began.
+    used: Duration,
+    last: VecDeque<String>,
 }
 
+/// How many of the guest's lines are told again when something went wrong: what a failed test has to say, mostly.
+const LAST_LINES: usize = 120;
+
 impl Report {
-    /// Takes one line; returns what of it a reader wants to see.
-    pub fn hear(&mut self, line: &str, plan: &Plan) -> Option<String> {
+    /// Takes one line, heard when the emulator had used that much CPU time; returns what of it a reader wants to see.
+    pub fn hear(&mut self, line: &str, used: Duration, plan: &Plan) -> Option<String> {
+        if self.last.len() == LAST_LINES {
+            self.last.pop_front();
+        }
+        self.last.push_back(line.to_owned());
         let Some((rest, message)) = Message::parse(line) else {
             self.current.read(line);
             return Some(line.to_owned());
@@ -31,11 +44,13 @@ impl Report {
             Message::Booted { release, seconds } => format!("Linux {release}, up after {seconds:.1} s"),
             Message::Begin { step } => {
                 self.current = Totals::default();
+                self.used = used;
                 format!("── {step}")
             }
             Message::End { step, outcome, seconds } => {
                 self.end(&step, &outcome, plan);
-                format!("── {step}: {} in {seconds:.1} s", words(&outcome))
+                let used = used.saturating_sub(self.used).as_secs_f64();
+                format!("── {step}: {} in {seconds:.1} s, {used:.1} s of CPU time", words(&outcome))
             }
             Message::Broken { why } => {
                 self.faults.push(format!("the guest could not go on: {why}"));
@@ -47,6 +62,16 @@ impl Report {
             }
         };
         Some(if rest.is_empty() { text } else { format!("{rest}\n{text}") })
+    }
+
+    /// Is it clear already that this is no good run?
+    pub fn has_faults(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
+    /// What came last, line by line.
+    pub fn last_lines(&self) -> String {
+        self.last.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
     /// Something else went wrong.
@@ -73,13 +98,16 @@ impl Report {
 
     /// The machine has ended: was it a good run?
     pub fn judge(mut self, plan: &Plan) -> Result<Totals> {
-        let missing = |step: &&Step| !self.ended.contains(&step.name);
-        let missing: Vec<_> = plan.steps.iter().filter(missing).map(|step| step.name.as_str()).collect();
-        if !missing.is_empty() {
-            self.faults.push(format!("never ended: {}", missing.join(", ")));
-        }
-        if !self.done {
-            self.faults.push("the guest did not get to its end".to_owned());
+        // With a fault, nobody has listened to the end.
+        if self.faults.is_empty() {
+            let missing = |step: &&Step| !self.ended.contains(&step.name);
+            let missing: Vec<_> = plan.steps.iter().filter(missing).map(|step| step.name.as_str()).collect();
+            if !missing.is_empty() {
+                self.faults.push(format!("never ended: {}", missing.join(", ")));
+            }
+            if !self.done {
+                self.faults.push("the guest did not get to its end".to_owned());
+            }
         }
         if !self.faults.is_empty() {
             bail!("{}", self.faults.join("; "));
@@ -108,10 +136,10 @@ mod tests {
     fn judged(tests: Tests, lines: &[&str], outcome: Outcome, last: &[Message]) -> Result<Totals> {
         let plan = plan(tests);
         let mut report = Report::default();
-        report.hear(&Message::Begin { step: "a".to_owned() }.line(), &plan);
-        lines.iter().for_each(|line| drop(report.hear(line, &plan)));
-        report.hear(&Message::End { step: "a".to_owned(), outcome, seconds: 1.0 }.line(), &plan);
-        last.iter().for_each(|message| drop(report.hear(&message.line(), &plan)));
+        report.hear(&Message::Begin { step: "a".to_owned() }.line(), Duration::ZERO, &plan);
+        lines.iter().for_each(|line| drop(report.hear(line, Duration::ZERO, &plan)));
+        report.hear(&Message::End { step: "a".to_owned(), outcome, seconds: 1.0 }.line(), Duration::ZERO, &plan);
+        last.iter().for_each(|message| drop(report.hear(&message.line(), Duration::ZERO, &plan)));
         report.judge(&plan)
     }
 

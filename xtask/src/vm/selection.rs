@@ -100,7 +100,7 @@ pub fn build() -> Result<Built> {
     Ok(Built { tests, daemon: daemon.context("cargo did not build the daemon")? })
 }
 
-/// What to run on a kernel: everything chosen, or what of it contains one of these words.
+/// What to run on a kernel: everything chosen, or what of it contains one of these words, which may be nothing.
 pub fn plan(built: &Built, series: &str, words: &[String]) -> Result<Plan> {
     let mut plan = Plan { programs: vec![built.daemon.clone()], steps: Vec::new() };
     let kernel = numbers(series);
@@ -110,9 +110,6 @@ pub fn plan(built: &Built, series: &str, words: &[String]) -> Result<Plan> {
             plan.programs.push(path.clone());
             plan.steps.push(step);
         }
-    }
-    if plan.steps.is_empty() {
-        bail!("no test for Linux {series} has {} in its name", words.join(" or "));
     }
     Ok(plan)
 }

@@ -55,6 +55,7 @@ fn metrics(workers: usize) -> (Metrics, Vec<Arc<Counters>>) {
         metrics.add_worker(index.to_string(), counters.clone());
     }
     metrics.add_source(|scrape: &mut Scrape| {
+        scrape.add(Family::UnderlayInfo, &["eth0", "auto"], 1);
         XdpCounters::default().report("eth0", scrape);
         let umem_frames = [("fill", 2048), ("free", 2048)];
         XskCounts { mode: "copy", umem_frames: &umem_frames, ..Default::default() }.report("eth0", 0, scrape);

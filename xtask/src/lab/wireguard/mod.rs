@@ -196,9 +196,7 @@ impl FarEnd {
         let keys = Keys::generate(tunnel, wireguard, directory)?;
         let device = start_device(tunnel, &keys, (Side::Peer, peer), wireguard.far_end, directory)?;
         if with_lan {
-            for prefix in [LAN4, LAN6] {
-                peer.ip(&format!("route replace {prefix} dev {}", device.name()))?;
-            }
+            peer.ip_lines(&[LAN4, LAN6].map(|prefix| format!("route replace {prefix} dev {}", device.name())))?;
         }
         Ok(Self { keys, device, tunnel: tunnel.name.clone() })
     }
@@ -224,10 +222,10 @@ fn start_device(
     write_secret(&file, &keys.wg_config(tunnel, side)?)?;
     device.set_config(&file)?;
     fs::remove_file(&file)?;
-    for family in [Family::V4, Family::V6] {
-        namespace.ip(&format!("address add {} dev {} nodad", interface(tunnel, side, family), device.name()))?;
-    }
-    namespace.ip(&format!("link set {} mtu {} up", device.name(), tunnel.mtu.unwrap_or(MTU)))?;
+    let name = device.name();
+    let address = |family| format!("address add {} dev {name} nodad", interface(tunnel, side, family));
+    let up = format!("link set {name} mtu {} up", tunnel.mtu.unwrap_or(MTU));
+    namespace.ip_lines(&[address(Family::V4), address(Family::V6), up])?;
     Ok(device)
 }
 
