@@ -24,6 +24,7 @@ use netfwd::datapath::seam::{DatagramSink, FrameSink, OverlayFrame, SendFailure,
 use netfwd::datapath::stats::{Counters, Direction};
 use netfwd::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy, address_bytes};
 use netfwd::datapath::tunnel::decap::SocketOrigin;
+use netfwd::datapath::tunnel::wireguard::AllowedIpUpdate;
 use netfwd_common::abi::{METADATA_MAGIC, METADATA_VERSION, Metadata, TunnelKind, Verify};
 use netfwd_common::reason::{DropReason, Stage};
 use packets::*;
@@ -329,15 +330,21 @@ fn whatever_a_device_hands_over_is_sent_or_counted_once() {
 
 #[test]
 fn whatever_a_wireguard_device_hands_over_is_sealed_or_counted_once() {
-    let [end, _] = End::connected();
+    let [end, peer] = End::connected();
+    end.know(&peer, |update| {
+        let everything = ["0.0.0.0/0", "::/0"].map(|prefix| prefix.parse().expect("a prefix"));
+        update.allowed_ips = everything.map(|prefix| AllowedIpUpdate { prefix, remove: false }).into();
+    });
     let (mut random, mut flows, mut egress) = (Random(4), Flows::new(), SealedEgress::new());
-    let counters = Counters::new(1);
+    let (counters, mut sealed) = (Counters::new(1), 0);
     for _ in 0..cases() / 4 {
         let mut frame = frame(&mut random, &mut flows, false);
         let (mut sink, before) = (Strict::default(), drops(&counters, Direction::Egress));
         egress.run(&end.device, &counters, &mut frame, &mut sink);
         assert_eq!(drops(&counters, Direction::Egress) - before, u64::from(sink.runs == 0), "{frame:02x?}");
+        sealed += usize::from(sink.runs > 0);
     }
+    assert!(sealed > cases() / 20, "{sealed} were sealed: most are nearly right");
 }
 
 /// Every message of the protocol, cut at every byte and with every bit of its first bytes flipped; and what was sealed is
