@@ -5,7 +5,7 @@ mod e2e;
 
 use std::time::Duration;
 
-use e2e::packets::{bound, received};
+use e2e::packets::{awaited, bound, received};
 use e2e::{FAMILIES, Rig, equal, mixed};
 use xtask::lab::{Config, Family, Options, Tunnel};
 use xtask::machine::wait_until;
@@ -186,7 +186,7 @@ fn what_a_device_that_is_down_refuses_is_counted_and_later_frames_arrive() {
     let (sender, receiver) = (bound(peer, rig.lab.peer_address(Family::V4), 0), bound(gateway, target, 5001));
     let send = || (0..10).for_each(|_| assert!(sender.send_to(b"anybody there?", (target, 5001)).is_ok()));
     send();
-    assert_eq!(received(&receiver).len(), 10);
+    assert_eq!(awaited(&receiver, 10).len(), 10);
     // The peer's own neighbour and group messages would be refused too.
     peer.ip("link set vx7 arp off").expect("no ARP");
     peer.ip(&format!("neighbour replace {target} lladdr ff:ff:ff:ff:ff:ff dev vx7 nud permanent"))
@@ -201,6 +201,6 @@ fn what_a_device_that_is_down_refuses_is_counted_and_later_frames_arrive() {
     assert!(errors >= refused, "{errors} errors, {refused} frames refused");
     gateway.ip("link set vx7 up").expect("up");
     send();
-    assert_eq!(received(&receiver).len(), 10);
+    assert_eq!(awaited(&receiver, 10).len(), 10);
     rig.stop();
 }

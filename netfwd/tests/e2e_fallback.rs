@@ -6,7 +6,7 @@ mod made;
 
 use std::net::SocketAddr;
 
-use e2e::packets::{bound, received};
+use e2e::packets::{awaited, bound};
 use e2e::{FAMILIES, Rig, scaled, udp_faithful};
 use made::{Inner, UDP, vxlan};
 use xtask::lab::{Config, Family, Options, Side, Tunnel};
@@ -51,7 +51,7 @@ fn outer_ipv6_fragments_arrive() {
             underlay.send_to(&[&vxlan(7)[..], &packet.ethernet(0)].concat(), target).expect("a datagram");
         }
         let payloads: Vec<_> = sent.into_iter().map(|packet| packet.payload).collect();
-        assert!(received(&receiver) == payloads, "other datagrams than the 100 sent, inside {family:?}");
+        assert!(awaited(&receiver, payloads.len()) == payloads, "other datagrams than the 100 sent, inside {family:?}");
     }
     let fragments = rig.metrics().metric("netfwd_xdp_passes_total", &[("reason", "fragment")]);
     assert!(fragments >= 400.0, "{fragments} fragments passed on");

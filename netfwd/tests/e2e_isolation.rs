@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use e2e::packets::{bound, received};
+use e2e::packets::{awaited, bound, received};
 use e2e::{FAMILIES, Rig, mixed, tcp_intact, udp_faithful};
 use made::{Inner, UDP, gpe, vxlan};
 use xtask::lab::{Config, Family, Namespace, Options, Side, Tunnel};
@@ -134,7 +134,7 @@ fn two_tunnels_with_the_same_inner_addresses_and_ports_stay_apart() {
         ];
         // Resolves the neighbours.
         lines.iter().for_each(|line| assert!(line.sender.send(&line.datagram(0)).is_ok()));
-        lines.iter().for_each(|line| assert_eq!(received(&line.receiver), [line.datagram(0)]));
+        lines.iter().for_each(|line| assert_eq!(awaited(&line.receiver, 1), [line.datagram(0)]));
         let ((), growth) = rig.during(|| in_turn(rig, &lines));
         assert!(growth.coalescing("udp") >= 10.0, "{} packets a frame", growth.coalescing("udp"));
     }
@@ -152,7 +152,11 @@ fn in_turn(rig: &Rig, lines: &[Line]) {
         rig.resume();
         for line in lines {
             let expected: Vec<_> = numbers().map(|index| line.datagram(index)).collect();
-            assert!(received(&line.receiver) == expected, "round {round}: others than the 300 of line {}", line.mark);
+            assert!(
+                awaited(&line.receiver, expected.len()) == expected,
+                "round {round}: others than the 300 of line {}",
+                line.mark
+            );
         }
     }
 }
@@ -298,7 +302,7 @@ fn the_kernels_gpe_device_cannot_send_from_outside_its_prefixes() {
         for _ in 0..10 {
             socket.send_to(b"from where?", (gateway, INNER_PORT)).expect("a datagram");
         }
-        assert_eq!(received(&receiver).len(), arrive, "from {source}");
+        assert_eq!(awaited(&receiver, arrive).len(), arrive, "from {source}");
     }
     rig.expect_drops("ingress", "decap", "inner_source_denied", 10.0);
 }

@@ -7,7 +7,7 @@ mod made;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use e2e::packets::{Capture, Packet, bound, received};
+use e2e::packets::{Capture, Packet, awaited, bound};
 use e2e::{FAMILIES, Rig};
 use made::{Inner, vxlan};
 use xtask::lab::{Config, Family, Lab, Namespace, Options, Tunnel};
@@ -119,7 +119,7 @@ impl Triangle {
         let (socket, heard) =
             (bound(from, address(remote), 0), bound(&self.rig.lab.gateway, address("10.10.0.2"), 5001));
         socket.send_to(&[&vxlan(7)[..], &frame].concat(), "10.9.0.2:4789").expect("a datagram");
-        assert_eq!(received(&heard).len(), 1, "the station's datagram");
+        assert_eq!(awaited(&heard, 1).len(), 1, "the station's datagram");
     }
 }
 

@@ -5,7 +5,7 @@ mod xsk_ring;
 
 use std::net::UdpSocket;
 
-use e2e::packets::{bound, received};
+use e2e::packets::{awaited, bound};
 use e2e::{PATIENCE, Rig};
 use xsk_ring::RxRing;
 use xtask::lab::{Family, Options, Side, TunnelKind};
@@ -77,7 +77,7 @@ fn nonsense_in_the_rx_ring_is_dropped_with_its_reason_and_what_is_behind_it_arri
     let (sender, receiver) = (bound(peer, rig.lab.peer_address(Family::V4), 0), bound(gateway, target, 5001));
     let send = |count| (0..count).for_each(|_| assert!(sender.send_to(b"anybody there?", (target, 5001)).is_ok()));
     send(10);
-    assert_eq!(received(&receiver).len(), 10);
+    assert_eq!(awaited(&receiver, 10).len(), 10);
     let ring = RxRing::of_process(rig.netfwd.id());
     // A worker that stands still leaves the ring to the kernel and this test.
     rig.pause();
@@ -91,7 +91,7 @@ fn nonsense_in_the_rx_ring_is_dropped_with_its_reason_and_what_is_behind_it_arri
     rig.resume();
     rig.expect_count("netfwd_drops_total", &[("stage", "decap"), ("reason", "xsk_descriptor")], 2.0);
     rig.expect_count("netfwd_drops_total", &[("stage", "decap"), ("reason", "unassembled")], 1.0);
-    assert!(received(&receiver).len() >= 3, "the others arrive");
+    assert!(awaited(&receiver, 3).len() >= 3, "the others arrive");
     assert_eq!(rig.drops().len(), 2, "{:?}", rig.drops());
     rig.a_little_of_everything();
     rig.stop();

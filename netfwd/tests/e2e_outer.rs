@@ -7,7 +7,7 @@ mod made;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use e2e::packets::{Capture, Injector, Packet, TCP, bound, received};
+use e2e::packets::{Capture, Injector, Packet, TCP, awaited, bound};
 use e2e::{FAMILIES, Rig, equal};
 use made::{Field, Inner, Outer, UDP, finish_ipv4, gpe, vxlan};
 use rustix::net::sockopt;
@@ -76,7 +76,7 @@ fn outer_marks_arrive_inside(tunnel: Tunnel, xdp: &str) {
             expected.extend(decapsulated(inner, outer).map(|ecn| (source_port, ecn)));
         }
         // The sockets' stack has verified the rewritten header checksums.
-        assert_eq!(received(&receiver).len(), 15, "inside {family:?}");
+        assert_eq!(awaited(&receiver, 15).len(), 15, "inside {family:?}");
         let inside = |packet: &Packet| packet.destination == to && packet.destination_port == INNER_PORT;
         let seen = capture.packets().into_iter().filter(inside);
         assert_eq!(seen.map(|packet| (packet.source_port, packet.tos)).collect::<BTreeMap<_, _>>(), expected);
@@ -208,7 +208,7 @@ fn singles(tunnel: &Tunnel) -> Option<Vec<Packet>> {
             let content: Vec<u8> = (0..length).map(|index| (index * 7 + length) as u8).collect();
             bound(&rig.lab.gateway, local, 0).send_to(&content, (remote, INNER_PORT)).expect("a datagram");
         }
-        delivered += received(&receiver).len();
+        delivered += awaited(&receiver, 7).len();
     }
     assert_eq!(delivered, 14, "the peer's kernel takes every one");
     rig.assert_nothing_lost();
@@ -270,7 +270,7 @@ fn injected_frames_arrive(underlay: Family, reason: Option<&str>, frame: impl Fn
                 frame[..6].copy_from_slice(&mac);
                 injector.send(&frame);
             }
-            received(&receiver)
+            awaited(&receiver, sent.len())
         });
         let payloads: Vec<_> = sent.into_iter().map(|inner| inner.payload).collect();
         assert!(arrived == payloads, "{} of 50 datagrams arrived inside {family:?}, or others did", arrived.len());

@@ -78,7 +78,7 @@ fn the_first_packets_of_an_idle_peer_wait_for_the_handshake() {
             sender.send_to(datagram, (address, 5001)).expect("a datagram");
         }
         assert!(rig.answers(Side::Gateway, HANDSHAKE), "no session within {HANDSHAKE:?}");
-        assert_eq!(e2e::packets::received(&receiver), sent, "{}", other.name());
+        assert_eq!(e2e::packets::awaited(&receiver, sent.len()), sent, "{}", other.name());
         rig.assert_no_drops();
         rig.stop();
     }

@@ -8,7 +8,7 @@ mod made;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use e2e::packets::{Capture, Packet, TCP, bound, received};
+use e2e::packets::{Capture, Packet, TCP, awaited, bound};
 use e2e::wireguard::start;
 use e2e::{FAMILIES, Rig};
 use made::{Field, Inner, UDP};
@@ -125,7 +125,7 @@ fn a_wrong_inner_checksum_is_refused_though_it_is_authentic() {
         refused += 6.0;
         let labels = [("direction", "ingress"), ("stage", "vet"), ("reason", "inner_l4_checksum")];
         rig.expect_count("netfwd_drops_total", &labels, refused);
-        assert_eq!(received(&receiver).len(), 3, "{family:?}");
+        assert_eq!(awaited(&receiver, 3).len(), 3, "{family:?}");
         let arrived = capture.packets().into_iter().filter(|packet| packet.source == source);
         let ports: BTreeSet<_> = arrived.clone().map(|packet| packet.source_port).collect();
         assert_eq!(ports, BTreeSet::from([40_000, 40_002, 40_004]));

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netfwd_common::checksum::Sum;
 use rustix::net::{
@@ -15,6 +15,8 @@ use xtask::lab::Namespace;
 
 /// Nothing for this long means that nothing more comes.
 const QUIET: Duration = Duration::from_millis(150);
+/// How long is waited for what must come.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Of a longer frame the rest is cut off; superframes pass a veth pair whole.
 const SNAP: usize = 2048;
 
@@ -212,10 +214,19 @@ pub fn bound(namespace: &Namespace, address: IpAddr, port: u16) -> UdpSocket {
 
 /// Every datagram that waits at the socket or comes soon.
 pub fn received(socket: &UdpSocket) -> Vec<Vec<u8>> {
+    awaited(socket, 0)
+}
+
+/// So many datagrams, for which a busy machine gets time, and whatever comes soon after them.
+pub fn awaited(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
     let mut buffer = vec![0; 1 << 16];
     let mut datagrams = Vec::new();
-    while let Ok(length) = socket.recv(&mut buffer) {
-        datagrams.push(buffer[..length].to_vec());
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        match socket.recv(&mut buffer) {
+            Ok(length) => datagrams.push(buffer[..length].to_vec()),
+            Err(_) if datagrams.len() < count && Instant::now() < patience => {}
+            Err(_) => return datagrams,
+        }
     }
-    datagrams
 }
