@@ -118,7 +118,9 @@ impl Coalescer {
             joining.refusal(&self.pairs).is_none() && candidate.layout.payload_len() == payload_len
         }));
         self.next[usize::from(run.last)] = position;
-        flow.closed = run.append(position, payload_len, flags);
+        if let Some(reason) = run.append(position, payload_len, flags) {
+            flow.closed = Some(reason);
+        }
         Some(())
     }
 }
