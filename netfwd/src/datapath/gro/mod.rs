@@ -330,12 +330,12 @@ impl Run {
         if flags & (PSH | FIN) == 0 && payload_len == self.gso_size {
             return None;
         }
-        after_last(flags)
+        Some(after_last(flags))
     }
 }
 
 /// Why a run ends whose newest packet is shorter than the others or has PSH or FIN.
 #[cold]
-fn after_last(flags: u8) -> Option<FlushReason> {
-    end_of_run(flags).or(Some(FlushReason::AfterShort))
+fn after_last(flags: u8) -> FlushReason {
+    end_of_run(flags).unwrap_or(FlushReason::AfterShort)
 }
