@@ -27,7 +27,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what is missing: the eBPF toolchain, and the tools of the lab
+    /// Install what is missing: the eBPF toolchain, the tools of the lab, emulator and kernels
     Setup,
     /// Build everything and show the gateway at work in a lab; or run it on real interfaces
     Run {
@@ -41,7 +41,7 @@ enum Task {
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
     },
-    /// Run every test: units, properties, the eBPF object, end to end in network namespaces
+    /// Run every test: units, properties, the eBPF object, end to end in network namespaces, and on other kernels
     Test {
         /// Only the tests that take minutes, which are left out otherwise
         #[arg(long, conflicts_with = "arguments")]
@@ -52,7 +52,7 @@ enum Task {
     },
     /// Measure: XDP, coalescing, segmentation, and the whole gateway in a lab
     Bench(bench::Arguments),
-    /// What CI runs: fmt, clippy, docs with warnings denied, tests, other kernels
+    /// What is checked before a merge: fmt, clippy, docs with warnings denied, every test
     Ci,
     /// Make or remove a lab for exploring by hand
     #[command(subcommand)]
@@ -89,7 +89,7 @@ fn without_separator(arguments: impl Iterator<Item = OsString>) -> Vec<OsString>
 
 fn perform(task: Task) -> Result<()> {
     match task {
-        Task::Setup => setup::ensure().and_then(|()| setup::ensure_peers()),
+        Task::Setup => setup::ensure().and_then(|()| setup::ensure_peers()).and_then(|()| vm::prepare()),
         Task::Run { config: Some(config), .. } => run::on_this_machine(&config),
         Task::Run { config: None, wireguard, seconds } => {
             run::in_a_lab(if wireguard { run::Show::WireGuard } else { run::Show::Vxlan }, seconds)
