@@ -17,7 +17,7 @@ use super::plan::{Plan, Step, Tests};
 use crate::cargo::cargo;
 
 /// Test programs and what of them is run.
-const PROGRAMS: [Program; 7] = [
+const PROGRAMS: [Program; 8] = [
     // Each of them loads the XDP program, which takes the emulated verifier of 6.1 several seconds.
     Program {
         filters: &[
@@ -30,6 +30,15 @@ const PROGRAMS: [Program; 7] = [
         ..Program::new("xdp_verdicts")
     },
     Program::new("e2e_kernels"),
+    // Another verifier looks at the program that chooses a device's queues, too.
+    Program {
+        tests: &[
+            "a_flow_keeps_its_queue_wherever_its_other_direction_is_written",
+            "flows_spread_over_the_queues_by_their_addresses_and_ports",
+            "fragments_stay_together",
+        ],
+        ..Program::new("tun_round_trip")
+    },
     // Before Linux 6.11 this is where `UDP_SEGMENT` is refused.
     Program { tests: &["runs_pass_an_interface_without_checksum_offload"], ..Program::new("udp_io") },
     Program {
