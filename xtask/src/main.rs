@@ -27,7 +27,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what is missing: the eBPF toolchain, the tools of the lab, emulator and kernels
+    /// Install what is missing: the eBPF toolchain, and the tools of the lab
     Setup,
     /// Build everything and show the gateway at work in a lab; or run it on real interfaces
     Run {
@@ -89,7 +89,7 @@ fn without_separator(arguments: impl Iterator<Item = OsString>) -> Vec<OsString>
 
 fn perform(task: Task) -> Result<()> {
     match task {
-        Task::Setup => setup::ensure().and_then(|()| setup::ensure_peers()).and_then(|()| vm::prepare()),
+        Task::Setup => setup::ensure().and_then(|()| setup::ensure_peers()),
         Task::Run { config: Some(config), .. } => run::on_this_machine(&config),
         Task::Run { config: None, wireguard, seconds } => {
             run::in_a_lab(if wireguard { run::Show::WireGuard } else { run::Show::Vxlan }, seconds)
