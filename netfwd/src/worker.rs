@@ -2,15 +2,15 @@
 //!
 //! A worker owns queue *i* of everything: the AF_XDP sockets of the underlays, the UDP sockets of the tunnels, the
 //! TUN/TAP queues, its coalescer and its counters. It sleeps in epoll until one of them has something, works off one
-//! batch, and looks again; nothing is held between batches. It shares with its siblings only what is immutable (the
-//! forwarding table), atomic (the forwarding database), the kernel's (the send sockets), or locked once a batch (WireGuard's
-//! peers).
+//! batch, and looks again, for a few microseconds before it sleeps; nothing is held between batches. It shares with its
+//! siblings only what is immutable (the forwarding table), atomic (the forwarding database), the kernel's (the send
+//! sockets), or locked once a batch (WireGuard's peers).
 
 use std::io;
 use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netfwd_common::reason::{DropReason, Stage};
 use rustix::event::{Timespec, epoll};
@@ -41,6 +41,8 @@ const LOOKS: usize = 8;
 const DEVICE_BURST: usize = 16;
 /// Batches of each source that are taken after the stop: half an RX ring.
 const DRAIN_ROUNDS: usize = 8;
+/// How long a worker looks for the next packet before it sleeps: about what waking it would cost the sender of that packet.
+const LINGER: Duration = Duration::from_micros(20);
 /// Longest sleep: the pulse stays fresh on an idle gateway.
 const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -196,12 +198,14 @@ impl Worker {
     /// Works until told to stop, then takes what has arrived so far and gives everything back.
     pub fn run(mut self, heartbeat: &Heartbeat) -> io::Result<()> {
         let mut events = Vec::with_capacity(64);
+        let mut awake_until = Instant::now();
         loop {
-            heartbeat.beat(Instant::now());
+            let now = Instant::now();
+            heartbeat.beat(now);
             for queue in self.parts.queues.iter().flatten() {
                 queue.socket.wake_if_needed();
             }
-            let timeout = if self.parts.busy_poll { &NO_WAIT } else { &IDLE };
+            let timeout = if self.parts.busy_poll || now < awake_until { &NO_WAIT } else { &IDLE };
             events.clear();
             match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -220,7 +224,9 @@ impl Worker {
                 }
             }
             if !events.is_empty() || self.parts.busy_poll {
-                self.parts.counters.busy_nanoseconds.add(started.elapsed().as_nanos() as u64);
+                let ended = Instant::now();
+                self.parts.counters.busy_nanoseconds.add(ended.duration_since(started).as_nanos() as u64);
+                awake_until = ended + LINGER;
             }
         }
     }
