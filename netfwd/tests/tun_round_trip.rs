@@ -275,27 +275,107 @@ fn a_full_queue_drops_and_says_so() {
     });
 }
 
+/// Device `near` with so many queues.
+fn queues(link: Link, count: usize) -> Vec<TunQueue> {
+    // Addresses are there at once.
+    sysctl("ipv6/conf/default/accept_dad", "0");
+    let wanted = DeviceOptions { queues: count, ..options("near", link, NEAR_MAC, &["10.2.0.2/24", "fd02::2/64"]) };
+    let (_, queues) = OverlayDevice::create(&wanted).unwrap();
+    ip("route add 10.1.0.0/16 dev near");
+    ip("route add fd01::/64 dev near");
+    if link == Link::Ethernet {
+        for neighbour in ["10.1.0.2", "fd01::2"] {
+            ip(&format!("neigh add {neighbour} lladdr 02:00:00:00:00:22 dev near nud permanent"));
+        }
+    }
+    queues
+}
+
+/// How many frames with that payload at their end wait in each queue; all are taken out.
+fn found(queues: &mut [TunQueue], payload: &[u8]) -> Vec<usize> {
+    let mut buffer = vec![0; READ_LEN];
+    // A device takes packets in the sender's context: what was sent is there.
+    let mut count = |queue: &mut TunQueue| {
+        let frames =
+            std::iter::from_fn(|| queue.read(&mut buffer).unwrap().map(|len| buffer[..len].ends_with(payload)));
+        frames.filter(|it| *it).count()
+    };
+    queues.iter_mut().map(&mut count).collect()
+}
+
+/// The one queue in which a datagram with that payload waits.
+fn queue_of(queues: &mut [TunQueue], payload: &[u8]) -> usize {
+    let found = found(queues, payload);
+    assert_eq!(found.iter().sum::<usize>(), 1, "{found:?}");
+    found.iter().position(|&frames| frames == 1).unwrap()
+}
+
 #[test]
-fn a_flow_comes_back_on_the_queue_that_wrote_it() {
-    in_new_namespace("a_flow_comes_back_on_the_queue_that_wrote_it", || {
-        without_neighbour_discovery();
-        let four = DeviceOptions { queues: 4, ..options("near", Link::Ip, NEAR_MAC, &["10.2.0.2/24"]) };
-        let (_device, mut queues) = OverlayDevice::create(&four).unwrap();
-        let socket = UdpSocket::bind("10.2.0.2:2222").unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        ip("route add 10.1.0.0/24 dev near");
-        for index in [2, 0, 3, 1] {
-            let (mut headers, payload) = Superframe::udp(Family::V4, 100, 100).written(Link::Ip, NEAR_MAC);
-            // A single packet without a checksum to complete.
-            headers[..10].fill(0);
-            headers[36..38].fill(0);
-            queues[index].write(&[IoSlice::new(&headers), IoSlice::new(&payload)]).unwrap();
-            let mut room = [0; 200];
-            let (len, from) = socket.recv_from(&mut room).unwrap();
-            assert_eq!((&room[..len], from), (&payload[..], SocketAddr::from(([10, 1, 0, 2], 1111))));
-            socket.send_to(b"answer", from).unwrap();
-            let answer = read(&mut queues[index]).expect("on the same queue");
-            assert!(answer.ends_with(b"answer"));
+fn a_flow_keeps_its_queue_wherever_its_other_direction_is_written() {
+    for link in LINKS {
+        in_new_namespace("a_flow_keeps_its_queue_wherever_its_other_direction_is_written", || {
+            let mut queues = queues(link, 4);
+            let socket = UdpSocket::bind("10.2.0.2:2222").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            let other_end = SocketAddr::from(([10, 1, 0, 2], 1111));
+            socket.send_to(b"question", other_end).unwrap();
+            let first = queue_of(&mut queues, b"question");
+            for index in [2, 0, 3, 1] {
+                let (mut headers, payload) = Superframe::udp(Family::V4, 100, 100).written(link, NEAR_MAC);
+                // A single packet without a checksum to complete.
+                headers[..10].fill(0);
+                let checksum = headers.len() - 2;
+                headers[checksum..].fill(0);
+                queues[index].write(&[IoSlice::new(&headers), IoSlice::new(&payload)]).unwrap();
+                let mut room = [0; 200];
+                let (len, from) = socket.recv_from(&mut room).unwrap();
+                assert_eq!((&room[..len], from), (&payload[..], other_end));
+                socket.send_to(b"answer", from).unwrap();
+                assert_eq!(queue_of(&mut queues, b"answer"), first, "{link:?}, the other direction written to {index}");
+            }
+        });
+    }
+}
+
+#[test]
+fn flows_spread_over_the_queues_by_their_addresses_and_ports() {
+    const FLOWS: u16 = 400;
+    let spread = |queues: &mut [TunQueue], target: &dyn Fn(u16) -> SocketAddr| {
+        let from = if target(0).is_ipv4() { "10.2.0.2:2222" } else { "[fd02::2]:2222" };
+        let socket = UdpSocket::bind(from).unwrap();
+        let mut flows = [0; 4];
+        for number in 0..FLOWS {
+            socket.send_to(b"datagram", target(number)).unwrap();
+            flows[queue_of(queues, b"datagram")] += 1;
+        }
+        assert!(flows.iter().all(|&count| count > FLOWS / 8), "{} and so on: {flows:?}", target(0));
+    };
+    for link in LINKS {
+        in_new_namespace("flows_spread_over_the_queues_by_their_addresses_and_ports", || {
+            let mut queues = queues(link, 4);
+            spread(&mut queues, &|number| ([10, 1, 0, 2], 1000 + number).into());
+            spread(&mut queues, &|number| ([0xfd01, 0, 0, 0, 0, 0, 0, 2], 1000 + number).into());
+            if link == Link::Ip {
+                spread(&mut queues, &|number| ([10, 1, (number >> 8) as u8, number as u8], 9).into());
+                spread(&mut queues, &|number| ([0xfd01, 0, 0, 0, 0, 0, 0, number], 9).into());
+            }
+        });
+    }
+}
+
+#[test]
+fn fragments_stay_together() {
+    in_new_namespace("fragments_stay_together", || {
+        let mut queues = queues(Link::Ip, 4);
+        for (from, to) in [("10.2.0.2:0", "10.1.0.2"), ("[fd02::2]:0", "fd01::2")] {
+            for port in 1000..1016 {
+                let socket = UdpSocket::bind(from).unwrap();
+                // All alike, so that every fragment has the same end.
+                socket.send_to(&[7; 4000], (to, port)).unwrap();
+                let mut found = found(&mut queues, &[7; 100]);
+                found.sort_unstable();
+                assert_eq!(found, [0, 0, 0, 3], "to {to}");
+            }
         }
     });
 }

@@ -41,7 +41,7 @@ enum Task {
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
     },
-    /// Run every test: units, properties, the eBPF object, end to end in network namespaces
+    /// Run every test: units, properties, the eBPF object, end to end in network namespaces, and on other kernels
     Test {
         /// Only the tests that take minutes, which are left out otherwise
         #[arg(long, conflicts_with = "arguments")]
@@ -52,7 +52,7 @@ enum Task {
     },
     /// Measure: XDP, coalescing, segmentation, and the whole gateway in a lab
     Bench(bench::Arguments),
-    /// What CI runs: fmt, clippy, docs with warnings denied, tests, other kernels
+    /// What is checked before a merge: fmt, clippy, docs with warnings denied, every test
     Ci,
     /// Make or remove a lab for exploring by hand
     #[command(subcommand)]

@@ -15,6 +15,7 @@ pub mod refusals;
 pub mod socket;
 pub mod tun;
 pub mod tun_probe;
+mod tun_steering;
 pub mod udp_receive;
 pub mod udp_send;
 pub mod wiped;

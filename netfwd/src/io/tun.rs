@@ -4,8 +4,7 @@
 //! header in front, because tun-rs' own offload path copies payloads.
 //!
 //! - A device lives as long as one of its queues is open: it is never made persistent, so a killed daemon leaves none.
-//! - Each worker owns one queue. The kernel steers a flow's egress to the queue that last wrote that flow
-//!   (`tun_flow_update`), so both directions of a flow stay on one worker.
+//! - Each worker owns one queue. A flow's egress is always in the same one (`tun_steering.rs`).
 //! - A write delivers in the writer's context and is never dropped for want of room; it is whole or an error.
 //! - TUNSETOFFLOAD is per device: it is set once, after all queues are there.
 //! - IFF_NAPI stays off: plain IFF_NAPI polls per write.
@@ -28,6 +27,7 @@ use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 use super::gather::{MAX_SLICES, total_len};
 use super::tun_probe::{self, WriteOffloads};
+use super::tun_steering;
 use crate::datapath::packet::{Link, TunnelIndex};
 use crate::datapath::seam::{FrameSink, OverlayFrame};
 
@@ -122,6 +122,9 @@ impl OverlayDevice {
         for _ in 1..options.queues.max(1) {
             let next = devices[0].try_clone().map_err(other("open another queue"))?;
             devices.push(next);
+        }
+        if devices.len() > 1 {
+            steer(&devices[0], &options.name);
         }
         let read_udp = set_offloads(&devices[0], &options.name).map_err(other("set its offloads"))?;
         configure(&devices[0], options)?;
@@ -232,6 +235,13 @@ fn configure(device: &SyncDevice, options: &DeviceOptions) -> Result<(), DeviceE
         .map_err(other("add an address"))?;
     }
     Ok(())
+}
+
+/// Without it a flow changes its queue now and then, and what is in the old one is overtaken.
+fn steer(device: &SyncDevice, name: &str) {
+    if let Err(error) = tun_steering::attach(device.as_fd()) {
+        tracing::info!(device = name, %error, "the kernel chooses queues its own way: flows may lose their order when they change theirs");
+    }
 }
 
 /// Sets header size and offloads; says whether the kernel hands over UDP superframes (since Linux 6.2).

@@ -4,6 +4,10 @@
 //! drops or turns round by itself: a socket's backlog that is full while its program has no CPU, the per-CPU queues behind a
 //! veth. So the segments are looked at as the peer puts them on the wire, and the frames as netfwd has written them to its
 //! device. Of each flow, the latter have to begin where the former do, in the same order. Losses leave gaps and excuse nothing.
+//!
+//! Watching must not change what is watched. A packet that a socket here has taken is a clone until that socket is read, and
+//! a tunnel device lets clones overtake the packets that wait for its GRO (`gro_cells_receive`, net/core/gro_cells.c): what
+//! arrives at the peer would be turned round now and then. So at the peer only what leaves is taken.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -46,8 +50,8 @@ pub struct Order {
 impl OrderWatch {
     /// Starts now, on what the peer sends on its underlay and what arrives on the gateway's `device`.
     pub fn start(lab: &Lab, device: &str) -> Self {
-        let written = Watch::start(&lab.gateway, device, true);
-        Self { sent: Watch::start(&lab.peer, UNDERLAY, false), written }
+        let written = Watch::start(&lab.gateway, device, Direction::Arriving);
+        Self { sent: Watch::start(&lab.peer, UNDERLAY, Direction::Leaving), written }
     }
 
     /// What was seen until now.
@@ -81,18 +85,25 @@ fn disorder(flow: &Flow, sent: &[u32], written: &[u32]) -> Vec<String> {
 /// Sequence numbers at which segments with payload begin, by flow, in the order seen.
 type Seen = HashMap<Flow, Vec<u32>>;
 
+/// Which of a device's frames are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Arriving,
+    Leaving,
+}
+
 struct Watch {
     done: Arc<AtomicBool>,
     thread: JoinHandle<(Seen, u32)>,
 }
 
 impl Watch {
-    fn start(namespace: &Namespace, device: &str, only_incoming: bool) -> Self {
+    fn start(namespace: &Namespace, device: &str, direction: Direction) -> Self {
         let open = || socket_with(AddressFamily::PACKET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
         let socket = namespace.run(open).expect("the namespace").expect("a packet socket");
         sockopt::set_socket_recv_buffer_size_force(&socket, ROOM).expect("SO_RCVBUFFORCE");
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PAUSE)).expect("SO_RCVTIMEO");
-        set_packet_option(&socket, libc::PACKET_IGNORE_OUTGOING, only_incoming.into());
+        take_only(&socket, direction);
         let index = namespace.run(|| rustix::net::netdevice::name_to_index(&socket, device));
         bind(&socket, index.expect("the namespace").expect("a device"));
         let done = Arc::new(AtomicBool::new(false));
@@ -138,11 +149,36 @@ fn begins_at(tcp: &[u8], cut_off: usize) -> Option<u32> {
     (tcp.len() + cut_off > header).then_some(number)
 }
 
-fn set_packet_option(socket: &OwnedFd, name: i32, value: i32) {
-    let length = size_of_val(&value) as libc::socklen_t;
-    let value = std::ptr::from_ref(&value).cast();
-    // SAFETY: `value` has `length` readable bytes.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, name, value, length) };
+/// Before a frame is cloned, not after.
+fn take_only(socket: &OwnedFd, direction: Direction) {
+    match direction {
+        Direction::Arriving => set_option(socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32),
+        Direction::Leaving => set_option(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            &libc::sock_fprog { len: LEAVING.len() as u16, filter: LEAVING.as_ptr().cast_mut() },
+        ),
+    }
+}
+
+/// Everything of a frame with `pkt_type == PACKET_OUTGOING`, nothing of any other (linux/filter.h).
+const LEAVING: [libc::sock_filter; 4] = [
+    instruction(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, [0, 0], (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32),
+    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, [0, 1], libc::PACKET_OUTGOING as u32),
+    instruction(libc::BPF_RET | libc::BPF_K, [0, 0], u32::MAX),
+    instruction(libc::BPF_RET | libc::BPF_K, [0, 0], 0),
+];
+
+const fn instruction(code: u32, [jt, jf]: [u8; 2], k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt, jf, k }
+}
+
+fn set_option<T>(socket: &OwnedFd, level: i32, name: i32, value: &T) {
+    let length = size_of_val(value) as libc::socklen_t;
+    let value = std::ptr::from_ref(value).cast();
+    // SAFETY: `value` has `length` readable bytes; a filter's pointer is to a static array with the length beside it.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, length) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 

@@ -107,6 +107,12 @@ pub fn test(kernels: &[&str], names: &[String]) -> Result<Totals> {
     run_plans(plans)
 }
 
+/// Installs the emulator and fetches the kernels, where they are missing.
+pub fn prepare() -> Result<()> {
+    setup()?;
+    KERNELS.iter().try_for_each(|series| Kernel::fetch(series).map(drop))
+}
+
 fn setup() -> Result<()> {
     setup::ensure_programs(&PROGRAMS, "emulator and programs of the virtual machine with other kernels")
 }

@@ -17,7 +17,7 @@ use super::plan::{Plan, Step, Tests};
 use crate::cargo::cargo;
 
 /// Test programs and what of them is run.
-const PROGRAMS: [Program; 7] = [
+const PROGRAMS: [Program; 8] = [
     // Each of them loads the XDP program, which takes the emulated verifier of 6.1 several seconds.
     Program {
         filters: &[
@@ -30,6 +30,15 @@ const PROGRAMS: [Program; 7] = [
         ..Program::new("xdp_verdicts")
     },
     Program::new("e2e_kernels"),
+    // Another verifier looks at the program that chooses a device's queues, too.
+    Program {
+        tests: &[
+            "a_flow_keeps_its_queue_wherever_its_other_direction_is_written",
+            "flows_spread_over_the_queues_by_their_addresses_and_ports",
+            "fragments_stay_together",
+        ],
+        ..Program::new("tun_round_trip")
+    },
     // Before Linux 6.11 this is where `UDP_SEGMENT` is refused.
     Program { tests: &["runs_pass_an_interface_without_checksum_offload"], ..Program::new("udp_io") },
     Program {
@@ -40,8 +49,9 @@ const PROGRAMS: [Program; 7] = [
     Program { tests: &["arp_and_neighbour_discovery_find_the_other_end_both_ways"], ..Program::new("e2e_l2") },
     Program { since: &[6, 12], ..Program::new("e2e_wireguard_kernel") },
 ];
-/// How long each program may take: many times what it takes, since this is only there to end what hangs.
-const STEP_SECONDS: u64 = 600;
+/// How long each program may take: many times the minute of the slowest, since this is only there to end what hangs, and a busy
+/// host may give an emulator a tenth of a CPU.
+const STEP_SECONDS: u64 = 1200;
 
 /// A test program.
 struct Program {
