@@ -8,6 +8,7 @@ use std::fmt::Write;
 use crate::config::{Config, Protocol, Queues, Tunnel, Underlay, XdpMode, ZeroCopy};
 use crate::control::Control;
 use crate::control::links::Link;
+use crate::control::logging::Count;
 use crate::control::preflight::{self, Findings, Problem, Problems};
 use crate::control::running::{Held, Running};
 
@@ -90,19 +91,15 @@ fn tunnel_line(tunnel: &Tunnel, mtu: u16) -> String {
     let particulars = match &tunnel.protocol {
         Protocol::Vxlan(vxlan) => {
             let routes = Some(&vxlan.routes).filter(|routes| !routes.is_empty());
-            let routes = routes.map_or_else(String::new, |routes| format!(", {}", plural(routes.len(), "route")));
-            format!(" VNI {}, {local} port {port}, {}{routes}", vxlan.vni, plural(vxlan.remotes.len(), "remote"))
+            let routes = routes.map_or_else(String::new, |routes| format!(", {}", Count(routes.len(), "route")));
+            format!(" VNI {}, {local} port {port}, {}{routes}", vxlan.vni, Count(vxlan.remotes.len(), "remote"))
         }
         Protocol::WireGuard(wireguard) => {
             let local = if local.is_unspecified() { "any address".to_owned() } else { local.to_string() };
             let port = if *port == 0 { "any port".to_owned() } else { format!("port {port}") };
             let key = wireguard.private_key.as_ref().map_or("none".to_owned(), |key| key.public_key().to_string());
-            format!(", {local} {port}, public key {key}, {}", plural(wireguard.peers.len(), "peer"))
+            format!(", {local} {port}, public key {key}, {}", Count(wireguard.peers.len(), "peer"))
         }
     };
     format!("tunnel {name}: {kind}{particulars}, {device} with MTU {mtu}")
-}
-
-fn plural(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

@@ -15,6 +15,7 @@ pub mod control;
 pub mod datapath;
 pub mod ebpf;
 pub mod io;
+mod linger;
 pub mod order;
 pub mod published;
 pub mod reattach;

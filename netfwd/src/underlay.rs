@@ -23,6 +23,7 @@ use tracing::info;
 
 use crate::config::{self, Queues, XdpMode, overhead};
 use crate::control::links::Link;
+use crate::control::logging::Count;
 use crate::control::metrics::{Family, Scrape, XskCounts};
 use crate::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy};
 use crate::io::ethtool;
@@ -238,8 +239,8 @@ impl Underlay {
 
     fn describe(&self, mode: AttachedMode) -> String {
         let zero_copy = self.sockets.iter().filter(|socket| socket.mode == xsk::Mode::ZeroCopy.as_str()).count();
-        let queues = self.sockets.len();
-        format!("XDP {mode}, {queues} queues, {zero_copy} of them zero-copy")
+        let queues = Count(self.sockets.len(), "queue");
+        format!("XDP {mode}, {queues}, {zero_copy} of them zero-copy")
     }
 
     /// Steers by another table from now on.

@@ -2,9 +2,9 @@
 //!
 //! A worker owns queue *i* of everything: the AF_XDP sockets of the underlays, the UDP sockets of the tunnels, the
 //! TUN/TAP queues, its coalescer and its counters. It sleeps in epoll until one of them has something, works off one
-//! batch, and looks again; nothing is held between batches. It shares with its siblings only what is immutable (the
-//! forwarding table), atomic (the forwarding database), the kernel's (the send sockets), or locked once a batch (WireGuard's
-//! peers).
+//! batch, and looks again, for a few microseconds before it sleeps; nothing is held between batches. It shares with its
+//! siblings only what is immutable (the forwarding table), atomic (the forwarding database), the kernel's (the send
+//! sockets), or locked once a batch (WireGuard's peers).
 
 use std::io;
 use std::iter;
@@ -29,6 +29,7 @@ use crate::io::tun::{READ_LEN, TunQueues};
 use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
 use crate::io::udp_send::UdpSender;
 use crate::io::xsk;
+use crate::linger::Linger;
 use crate::order::{Order, OrderInbox};
 use crate::published::FrameGauges;
 use crate::wireguard::path::{Onward, PortIndex, WireGuardPath};
@@ -196,39 +197,56 @@ impl Worker {
     /// Works until told to stop, then takes what has arrived so far and gives everything back.
     pub fn run(mut self, heartbeat: &Heartbeat) -> io::Result<()> {
         let mut events = Vec::with_capacity(64);
+        let mut linger = Linger::new(Instant::now());
         loop {
-            heartbeat.beat(Instant::now());
-            for queue in self.parts.queues.iter().flatten() {
-                queue.socket.wake_if_needed();
-            }
-            let timeout = if self.parts.busy_poll { &NO_WAIT } else { &IDLE };
-            events.clear();
-            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            let now = Instant::now();
+            heartbeat.beat(now);
+            self.wait(&mut events, linger.is_awake(now))?;
             let started = Instant::now();
-            if self.parts.busy_poll {
-                // The driver is polled by the receive call, so nothing may become readable before it.
-                (0..self.parts.queues.len()).for_each(|index| self.serve(Ready::Queue(index), started));
-            }
-            for event in &events {
-                match Ready::from_token(event.data.u64()) {
-                    Ready::Stop => return self.drain(),
-                    Ready::Orders => self.take_orders(started)?,
-                    ready => self.serve(ready, started),
-                }
-            }
+            let Some(moved) = self.round(&events, started)? else { return self.drain() };
             if !events.is_empty() || self.parts.busy_poll {
-                self.parts.counters.busy_nanoseconds.add(started.elapsed().as_nanos() as u64);
+                let ended = Instant::now();
+                self.parts.counters.busy_nanoseconds.add(ended.duration_since(started).as_nanos() as u64);
+                linger.served(moved, ended);
             }
         }
     }
 
-    fn serve(&mut self, ready: Ready, now: Instant) {
+    /// Sleeps until something is ready, or only looks.
+    fn wait(&self, events: &mut Vec<epoll::Event>, is_awake: bool) -> io::Result<()> {
+        for queue in self.parts.queues.iter().flatten() {
+            queue.socket.wake_if_needed();
+        }
+        let timeout = if self.parts.busy_poll || is_awake { &NO_WAIT } else { &IDLE };
+        events.clear();
+        match epoll::wait(&self.poll, rustix::buffer::spare_capacity(events), Some(timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Serves everything that is ready; how many bytes it was, or nothing if this was the last round.
+    fn round(&mut self, events: &[epoll::Event], started: Instant) -> io::Result<Option<usize>> {
+        let mut moved = 0;
+        if self.parts.busy_poll {
+            // The driver is polled by the receive call, so nothing may become readable before it.
+            moved += (0..self.parts.queues.len()).map(|index| self.serve(Ready::Queue(index), started)).sum::<usize>();
+        }
+        for event in events {
+            match Ready::from_token(event.data.u64()) {
+                Ready::Stop => return Ok(None),
+                Ready::Orders => self.take_orders(started)?,
+                ready => moved += self.serve(ready, started),
+            }
+        }
+        Ok(Some(moved))
+    }
+
+    /// Works off a batch of what is ready; how many bytes it was.
+    fn serve(&mut self, ready: Ready, now: Instant) -> usize {
         let now_seconds = now.duration_since(self.shared.epoch).as_secs() as u32;
         match ready {
-            Ready::Stop | Ready::Orders => {}
+            Ready::Stop | Ready::Orders => 0,
             Ready::Queue(index) => self.ingress_queue(index, now_seconds),
             Ready::Endpoint(index) => self.ingress_endpoint(index, now_seconds),
             Ready::Device(index) => self.egress_device(index, now_seconds),
@@ -268,7 +286,9 @@ impl Worker {
 
     /// What its ring still holds arrived before the loss.
     fn drop_queue(&mut self, underlay: usize, now: Instant) {
-        (0..DRAIN_ROUNDS * 2).for_each(|_| self.serve(Ready::Queue(underlay), now));
+        for _ in 0..DRAIN_ROUNDS * 2 {
+            self.serve(Ready::Queue(underlay), now);
+        }
         if let Some(queue) = self.parts.queues.get_mut(underlay).and_then(Option::take) {
             let _ = epoll::delete(&self.poll, &queue.socket);
         }
@@ -286,16 +306,19 @@ impl Worker {
     ///
     /// The driver hands packets over in portions that it chooses (veth: 64), which would cut a sender's superframe in two.
     /// So a batch that still has room takes what arrived while its packets were coalesced and its frames written.
-    fn ingress_queue(&mut self, index: usize, now_seconds: u32) {
+    fn ingress_queue(&mut self, index: usize, now_seconds: u32) -> usize {
         let Parts { queues, devices, ingress, counters, wireguard, .. } = &mut self.parts;
         let Shared { table, fdbs, .. } = &self.shared;
-        let Some(queue) = queues.get_mut(index).and_then(Option::as_mut) else { return };
+        let Some(queue) = queues.get_mut(index).and_then(Option::as_mut) else { return 0 };
         let Queue { socket, batch, busy_poll, .. } = queue;
         // Polled, the driver has put its portion into the ring on this very thread: there is nothing to look for.
         let looks = if *busy_poll { 1 } else { LOOKS };
         let refused_before = socket.refused();
-        let received = look_by_look(socket, &mut batch[..looks])
-            .map(|frame| Received { bytes: frame.bytes, origin: Origin::Xdp { metadata: frame.metadata } });
+        let mut moved = 0;
+        let received = look_by_look(socket, &mut batch[..looks]).map(|frame| {
+            moved += frame.bytes.len();
+            Received { bytes: frame.bytes, origin: Origin::Xdp { metadata: frame.metadata } }
+        });
         let mut learn = |tunnel, mac, remote| {
             let outcome = fdbs.learn(tunnel, &mac, remote, now_seconds);
             counters.tunnel(tunnel).fdb_full.add(u64::from(outcome == Learned::Full));
@@ -309,27 +332,30 @@ impl Worker {
             queue.socket.release(part);
         }
         queue.gauges.publish(queue.socket.frame_counts());
+        moved
     }
 
     /// Kernel → UDP socket → lookup → decap → vet → coalesce → TUN/TAP.
-    fn ingress_endpoint(&mut self, index: usize, now_seconds: u32) {
+    fn ingress_endpoint(&mut self, index: usize, now_seconds: u32) -> usize {
         let Parts { endpoints, devices, ingress, counters, .. } = &mut self.parts;
         let Shared { table, fdbs, .. } = &self.shared;
-        let Some(endpoint) = endpoints.get_mut(index) else { return };
+        let Some(endpoint) = endpoints.get_mut(index) else { return 0 };
         let (local, port) = (endpoint.local, endpoint.port);
         let dropped_before = endpoint.socket.drops();
         // An error here is a pending ICMP message or a signal: the next call sees the datagrams.
-        let Ok(batch) = endpoint.socket.receive(&mut self.buffers) else { return };
-        let received = batch.map(|datagram| Received {
-            bytes: datagram.payload,
-            origin: Origin::Socket(SocketOrigin {
+        let Ok(batch) = endpoint.socket.receive(&mut self.buffers) else { return 0 };
+        let mut moved = 0;
+        let received = batch.map(|datagram| {
+            moved += datagram.payload.len();
+            let origin = SocketOrigin {
                 local,
                 port,
                 remote: address_bytes(datagram.remote),
                 remote_port: datagram.port,
                 scope: datagram.scope,
                 ecn: datagram.tos & 3,
-            }),
+            };
+            Received { bytes: datagram.payload, origin: Origin::Socket(origin) }
         });
         let mut learn = |tunnel, mac, remote| {
             let outcome = fdbs.learn(tunnel, &mac, remote, now_seconds);
@@ -339,25 +365,28 @@ impl Worker {
         // No port serves both kinds, so there are no sealed messages here.
         ingress.run(table, &mut learn, &mut |_| {}, counters, received, devices);
         counters.udp_receive_drops.add(endpoint.socket.drops() - dropped_before);
+        moved
     }
 
     /// Kernel → UDP socket → open → vet → coalesce → TUN.
-    fn ingress_port(&mut self, index: PortIndex) {
+    fn ingress_port(&mut self, index: PortIndex) -> usize {
         let Parts { devices, ingress, counters, wireguard, .. } = &mut self.parts;
         let table = &self.shared.table;
-        wireguard.receive(index, &mut self.buffers, Onward { table, ingress, counters, sink: devices });
+        wireguard.receive(index, &mut self.buffers, Onward { table, ingress, counters, sink: devices })
     }
 
     /// TUN/TAP → route → segment → encap (or seal) → UDP socket.
-    fn egress_device(&mut self, index: usize, now_seconds: u32) {
+    fn egress_device(&mut self, index: usize, now_seconds: u32) -> usize {
         let Parts { devices, egress, sender, counters, wireguard, deletion, .. } = &mut self.parts;
         let around = Surroundings { table: &self.shared.table, fdbs: &self.shared.fdbs, counters, now_seconds };
         let tunnel = TunnelIndex(index as u16);
-        let Some(device) = devices.get_mut(tunnel) else { return };
+        let Some(device) = devices.get_mut(tunnel) else { return 0 };
+        let mut moved = 0;
         for _ in 0..DEVICE_BURST {
             match device.read(&mut self.frame) {
                 Ok(Some(len)) => {
                     let frame = &mut self.frame[..len.min(READ_LEN)];
+                    moved += frame.len();
                     match wireguard.carries(tunnel) {
                         true => wireguard.seal(tunnel, frame, counters),
                         false => egress.run(&around, tunnel, frame, sender),
@@ -377,16 +406,20 @@ impl Worker {
                 }
             }
         }
+        moved
     }
 
     /// What arrived before XDP was detached and the stop was seen still goes out, within bounds.
     fn drain(mut self) -> io::Result<()> {
         let now = Instant::now();
-        let devices = self.parts.devices.iter().count();
+        let queues = (0..self.parts.queues.len()).map(Ready::Queue);
+        let endpoints = (0..self.parts.endpoints.len()).map(Ready::Endpoint);
+        let devices = (0..self.parts.devices.iter().count()).map(Ready::Device);
+        let sources: Vec<_> = queues.chain(endpoints).chain(devices).collect();
         for _ in 0..DRAIN_ROUNDS {
-            (0..self.parts.queues.len()).for_each(|index| self.serve(Ready::Queue(index), now));
-            (0..self.parts.endpoints.len()).for_each(|index| self.serve(Ready::Endpoint(index), now));
-            (0..devices).for_each(|index| self.serve(Ready::Device(index), now));
+            for &source in &sources {
+                self.serve(source, now);
+            }
         }
         Ok(())
     }

@@ -135,6 +135,55 @@ fn a_signal_ends_it_at_once_though_a_client_dawdles() {
     }
 }
 
+/// Open files of this process, which has both ends.
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("a directory").count()
+}
+
+/// Whether the other end closes it within ten seconds, having said that.
+fn is_closed_after(mut stream: &TcpStream, said: &str) -> bool {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("settable");
+    let mut heard = String::new();
+    let ended = stream.read_to_string(&mut heard);
+    assert!(heard.starts_with(said), "{heard}");
+    !matches!(ended, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[test]
+fn silent_connections_keep_no_scrape_waiting_and_do_not_pile_up() {
+    const SILENT: usize = 300;
+    /// What there may be at once, and what else this process opens meanwhile.
+    const MOST: usize = 64 + 16;
+    let _turn = turn();
+    let daemon = Daemon::start();
+    let before = open_files();
+    let silent: Vec<TcpStream> = (0..SILENT).map(|_| daemon.connect()).collect();
+    for _ in 0..10 {
+        let start = Instant::now();
+        assert!(daemon.get("/metrics").starts_with("HTTP/1.1 200 OK"));
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+    let more = open_files() - before - SILENT;
+    assert!(more <= MOST, "{more} connections are open");
+    assert!(is_closed_after(&silent[0], ""), "the oldest one is still open");
+    daemon.notice.fail("enough");
+    daemon.end();
+}
+
+#[test]
+fn a_connection_is_for_one_request_that_comes_soon() {
+    let _turn = turn();
+    let daemon = Daemon::start();
+    let [mut slow, mut idle, silent] = [(); 3].map(|()| daemon.connect());
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost:").expect("it reads");
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").expect("it reads");
+    assert!(is_closed_after(&idle, "HTTP/1.1 200 OK"));
+    assert!(is_closed_after(&slow, ""));
+    assert!(is_closed_after(&silent, ""));
+    daemon.notice.fail("enough");
+    daemon.end();
+}
+
 #[test]
 fn a_signal_during_set_up_is_not_lost() {
     let _turn = turn();

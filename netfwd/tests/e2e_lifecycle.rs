@@ -326,7 +326,7 @@ fn one_worker_of_two_queues_and_busy_polling_carry_everything() {
     let lab = Lab::with(Options { queues: 2, ..Options::default() }).unwrap();
     let config = Config::of(&lab).underlay_line("queues = 1").underlay_line("busy_poll = true");
     let mut netfwd = start(&lab, &config);
-    assert!(netfwd.log().contains("1 queues"), "{}", netfwd.log());
+    assert!(netfwd.log().contains("1 queue,"), "{}", netfwd.log());
     carries(&lab);
     let load = udp::Load::of_datagrams(udp::Sizes::Mixed(vec![1200, 100, 33]), 2000, 0.05);
     let report = udp::run(&lab.peer, &lab.server, lab.server_address(Family::V4), &load).unwrap();

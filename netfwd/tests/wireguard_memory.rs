@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use netfwd::datapath::packet::TunnelIndex;
 use netfwd::datapath::stats::Direction;
 use netfwd::datapath::tunnel::wireguard::{
-    AllowedIpUpdate, Content, DeviceUpdate, Message, Now, Path, PeerUpdate, PrivateKey,
+    AllowedIpUpdate, Content, DeviceUpdate, Lane, Message, Now, Path, PeerUpdate, PrivateKey,
 };
 use netfwd_common::reason::{DropReason, Stage};
 use segmentation::{Shape, pattern};
@@ -187,7 +187,8 @@ fn a_flood_with_forged_sources_is_forgotten() {
         let (now, mut answers) = (Now::read(), 0u64);
         for from in first..first + SOURCES {
             let path = Path::to(SocketAddr::new(Ipv4Addr::from(from).into(), 1));
-            let message = Message::new(TunnelIndex(0), path, &initiation).expect("a handshake message");
+            let message =
+                Message::new(TunnelIndex(0), path, Lane::Anonymous, &initiation).expect("a handshake message");
             b.handshakes.receive(&b.device, &b.counters, now, true, &message, &mut |_| answers += 1);
         }
         answers

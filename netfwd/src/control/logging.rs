@@ -3,6 +3,8 @@
 //! Crates that use `log` (aya-log's lines from XDP among them) are heard too. The netlink crates remark on every
 //! attribute of a newer kernel, at every scrape, so only their errors are wanted.
 
+use std::fmt;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -15,4 +17,24 @@ pub fn start(level: LevelFilter) {
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second logger in one process is a test's, and the first serves it too.
     let _ = lines.with_ansi(terminal).with_target(false).try_init();
+}
+
+/// So many of something, as a person would say it.
+pub struct Count(pub usize, pub &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(count, noun) = self;
+        write!(f, "{count} {noun}{}", if *count == 1 { "" } else { "s" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!([0, 1, 2].map(|n| Count(n, "queue").to_string()), ["0 queues", "1 queue", "2 queues"]);
+    }
 }

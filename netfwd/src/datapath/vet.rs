@@ -50,7 +50,7 @@ impl Vetted {
 pub fn vet(bytes: &mut [u8], link: Link, verdict: ChecksumVerdict, policy: VerifyPolicy) -> Result<Vetted, DropReason> {
     // Nearly always. Whatever this does not find in order is looked at closely.
     if let Some(plain) = Plain::parse(bytes, link)
-        && (verdict == ChecksumVerdict::Verified || verdict == ChecksumVerdict::Unverified && plain.is_intact(bytes))
+        && (verdict == ChecksumVerdict::Verified || verdict == ChecksumVerdict::Unverified && plain.is_intact())
     {
         return Ok(Vetted::new(plain.end, Checksums::Verified));
     }
@@ -82,10 +82,10 @@ fn vet_closely(
 
 /// What nearly all packets are: a whole TCP segment or UDP datagram with a checksum, right behind an IP header without
 /// options. It is taken apart in one pass over headers of known length.
-struct Plain {
-    /// The TCP or UDP header, from the packet's first byte.
-    l4: usize,
-    /// The end of the payload.
+struct Plain<'a> {
+    /// From the TCP or UDP header to the end of the payload.
+    segment: &'a [u8],
+    /// Where that end is, from the packet's first byte.
     end: usize,
     /// Of the IPv4 header; IPv6 has no checksum of its own.
     header: Option<Sum>,
@@ -93,67 +93,64 @@ struct Plain {
     pseudo: Sum,
 }
 
-impl Plain {
+impl<'a> Plain<'a> {
     #[inline(always)]
-    fn parse(bytes: &[u8], link: Link) -> Option<Self> {
+    fn parse(bytes: &'a [u8], link: Link) -> Option<Self> {
         match locate_ip(link, bytes)? {
-            (ip, Family::V4) => Self::parse_ipv4(bytes, ip),
-            (ip, Family::V6) => Self::parse_ipv6(bytes, ip),
+            (ip, Family::V4) => Self::parse_ipv4(bytes.get(ip..)?, ip),
+            (ip, Family::V6) => Self::parse_ipv6(bytes.get(ip..)?, ip),
         }
     }
 
     #[inline(always)]
-    fn parse_ipv4(bytes: &[u8], ip: usize) -> Option<Self> {
-        let headers: &[u8; ipv4::HEADER_LEN + tcp::HEADER_LEN] = bytes.get(ip..)?.first_chunk()?;
+    fn parse_ipv4(bytes: &'a [u8], ip: usize) -> Option<Self> {
+        let headers: &[u8; ipv4::HEADER_LEN + tcp::HEADER_LEN] = bytes.first_chunk()?;
         let (header, l4) = ipv4::Header::ref_from_prefix(headers).ok()?;
-        let is_bare = header.version() == 4 && header.header_len() == ipv4::HEADER_LEN && !header.is_fragment();
-        let len = usize::from(header.total_length.get()).checked_sub(ipv4::HEADER_LEN).filter(|_| is_bare)?;
+        let total = usize::from(header.total_length.get());
+        let segment = bytes.get(ipv4::HEADER_LEN..total)?;
         let addresses = sum_words::<2>(headers.get(12..)?)?;
         let plain = Self {
-            l4: ip + ipv4::HEADER_LEN,
-            end: ip + ipv4::HEADER_LEN + len,
+            segment,
+            end: ip + total,
             header: Some(sum_words::<3>(headers)? + addresses),
-            pseudo: addresses.add_u16(u16::from(header.protocol)).add_u16(len as u16),
+            pseudo: addresses.add_u16(u16::from(header.protocol)).add_u16(segment.len() as u16),
         };
-        plain.admit(bytes, header.protocol, len, l4)
+        let is_bare = header.version_ihl == ipv4::PLAIN && !header.is_fragment();
+        (is_bare && plain.agrees(header.protocol, l4)).then_some(plain)
     }
 
     #[inline(always)]
-    fn parse_ipv6(bytes: &[u8], ip: usize) -> Option<Self> {
-        let headers: &[u8; ipv6::HEADER_LEN + tcp::HEADER_LEN] = bytes.get(ip..)?.first_chunk()?;
+    fn parse_ipv6(bytes: &'a [u8], ip: usize) -> Option<Self> {
+        let headers: &[u8; ipv6::HEADER_LEN + tcp::HEADER_LEN] = bytes.first_chunk()?;
         let (header, l4) = ipv6::Header::ref_from_prefix(headers).ok()?;
         let len = usize::from(header.payload_length.get());
+        let segment = bytes.get(ipv6::HEADER_LEN..)?.get(..len)?;
         let plain = Self {
-            l4: ip + ipv6::HEADER_LEN,
+            segment,
             end: ip + ipv6::HEADER_LEN + len,
             header: None,
             pseudo: sum_words::<8>(headers.get(8..)?)?.add_u16(u16::from(header.next_header)).add_u16(len as u16),
         };
-        plain.admit(bytes, header.next_header, len, l4).filter(|_| header.version() == 6)
+        (header.version() == 6 && plain.agrees(header.next_header, l4)).then_some(plain)
     }
 
-    /// If its lengths agree with each other and with the bytes.
+    /// Whether the length in the TCP or UDP header agrees with the segment's, and there is a checksum.
     #[inline(always)]
-    fn admit(self, bytes: &[u8], protocol: u8, len: usize, l4: &[u8]) -> Option<Self> {
-        let agrees = match protocol {
-            IPPROTO_TCP => {
-                let (header, _) = tcp::Header::ref_from_prefix(l4).ok()?;
-                header.header_len() >= tcp::HEADER_LEN && header.header_len() <= len
-            }
-            IPPROTO_UDP => {
-                let (header, _) = udp::Header::ref_from_prefix(l4).ok()?;
-                usize::from(header.length.get()) == len && header.checksum.get() != 0
-            }
+    fn agrees(&self, protocol: u8, l4: &[u8]) -> bool {
+        match protocol {
+            IPPROTO_TCP => tcp::Header::ref_from_prefix(l4)
+                .is_ok_and(|(header, _)| (tcp::HEADER_LEN..=self.segment.len()).contains(&header.header_len())),
+            IPPROTO_UDP => udp::Header::ref_from_prefix(l4).is_ok_and(|(header, _)| {
+                usize::from(header.length.get()) == self.segment.len() && header.checksum.get() != 0
+            }),
             _ => false,
-        };
-        (agrees && self.end <= bytes.len()).then_some(self)
+        }
     }
 
     /// Whether its checksums are right.
     #[inline(always)]
-    fn is_intact(&self, bytes: &[u8]) -> bool {
-        let segment = bytes.get(self.l4..self.end).unwrap_or_default();
-        self.header.is_none_or(|header| header.is_valid()) && (self.pseudo + sum(segment)).is_valid()
+    fn is_intact(&self) -> bool {
+        self.header.is_none_or(|header| header.is_valid()) && (self.pseudo + sum(self.segment)).is_valid()
     }
 }
 

@@ -14,6 +14,7 @@ use super::{RunError, system};
 use crate::config::{self, Config};
 use crate::control::StopNotice;
 use crate::control::links::Link;
+use crate::control::logging::Count;
 use crate::datapath::egress::Egress;
 use crate::datapath::fdb::Fdbs;
 use crate::datapath::gro::GroConfig;
@@ -171,12 +172,13 @@ fn describe(tunnel: &Tunnel, device: &OverlayDevice) -> String {
         TunnelKind::WireGuard if local.is_unspecified() => format!("on every address, port {port}, MTU {mtu}"),
         TunnelKind::WireGuard => format!("on {local} port {port}, MTU {mtu}"),
         TunnelKind::Vxlan | TunnelKind::VxlanGpe => {
-            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {} remotes", remotes.len())
+            format!("VNI {vni} on {local} port {port}, MTU {mtu}, {}", Count(remotes.len(), "remote"))
         }
     };
     let offloads = device.offloads();
     let read = if offloads.read_udp { "read" } else { "none read" };
-    format!("{} {what}, UDP superframes: {} segments written, {read}", kind.as_str(), offloads.write.udp_segments)
+    let written = Count(offloads.write.udp_segments, "segment");
+    format!("{} {what}, UDP superframes: {written} written, {read}", kind.as_str())
 }
 
 /// A socket per tunnel address and port and worker, by worker.

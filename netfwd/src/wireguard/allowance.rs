@@ -14,27 +14,26 @@ use crate::datapath::tunnel::wireguard::{Lane, Lanes};
 const SAVINGS: Duration = Duration::from_millis(100);
 /// What has to be there before work is begun again: waking up for every message would cost as much as the message.
 const LEAST: Duration = Duration::from_micros(500);
-/// Parts of the machine that go to initiations with a cookie and to answers, and to initiations without one.
-const VOUCHED: u32 = 8;
-const ANONYMOUS: u32 = 32;
+/// Parts of the machine that go to what is known, to the verification of cookies and what is computed for those who have a right
+/// one, and to the crowd.
+const KNOWN: u32 = 8;
+const COOKIE: u32 = 8;
+const CROWD: u32 = 32;
 
-/// The allowances of both lanes.
+/// The allowances of all lanes.
 #[derive(Debug)]
-pub struct Allowances([Allowance; 2]);
+pub struct Allowances([Allowance; 3]);
 
 impl Allowances {
     /// Full ones, on a machine with so many CPUs.
     pub fn new(cpus: usize, now: Instant) -> Self {
-        Self(Lane::ALL.map(|lane| {
-            let parts = if lane == Lane::Vouched { VOUCHED } else { ANONYMOUS };
-            Allowance::new((cpus as f64 / f64::from(parts)).min(1.0), now)
-        }))
+        Self([KNOWN, COOKIE, CROWD].map(|parts| Allowance::new((cpus as f64 / f64::from(parts)).min(1.0), now)))
     }
 
     /// The lanes that may be worked on at `now`.
     pub fn lanes(&mut self, now: Instant) -> Lanes {
         Lane::ALL.into_iter().fold(Lanes::default(), |lanes, lane| {
-            if self.0[lane as usize].is_open(now) { lanes.with(lane) } else { lanes }
+            if self.0[paid_from(lane)].is_open(now) { lanes.with(lane) } else { lanes }
         })
     }
 
@@ -45,7 +44,16 @@ impl Allowances {
 
     /// Takes work on a lane off.
     pub fn spend(&mut self, lane: Lane, time: Duration) {
-        self.0[lane as usize].spend(time);
+        self.0[paid_from(lane)].spend(time);
+    }
+}
+
+/// Whose allowance pays for a lane.
+fn paid_from(lane: Lane) -> usize {
+    match lane {
+        Lane::Known => 0,
+        Lane::Cookie => 1,
+        Lane::Returning | Lane::Anonymous => 2,
     }
 }
 
@@ -110,9 +118,10 @@ mod tests {
     fn a_crowd_gets_its_share_of_the_machine_and_what_was_saved() {
         for (cpus, lane, share) in [
             (2, Lane::Anonymous, 0.0625),
-            (2, Lane::Vouched, 0.25),
+            (2, Lane::Known, 0.25),
+            (2, Lane::Cookie, 0.25),
             (16, Lane::Anonymous, 0.5),
-            (64, Lane::Vouched, 1.0),
+            (64, Lane::Known, 1.0),
         ] {
             let (used, begun) = used(cpus, lane);
             let expected = (10.0 * share + SAVINGS.as_secs_f64()).min(10.0);
@@ -127,7 +136,7 @@ mod tests {
         let now = Instant::now();
         let mut allowances = Allowances::new(2, now);
         allowances.spend(Lane::Anonymous, Duration::from_secs(1));
-        assert_eq!(allowances.lanes(now), Lanes::default().with(Lane::Vouched));
+        assert_eq!(allowances.lanes(now), Lanes::default().with(Lane::Known).with(Lane::Cookie));
         assert!(allowances.closed_for().unwrap() > Duration::from_secs(10));
         assert_eq!(allowances.lanes(now + Duration::from_secs(20)), Lanes::ALL);
         assert_eq!(allowances.closed_for(), None);
@@ -139,7 +148,7 @@ mod tests {
         let mut allowances = Allowances::new(2, start);
         let later = start + Duration::from_secs(3600);
         assert_eq!(allowances.lanes(later), Lanes::ALL);
-        allowances.spend(Lane::Vouched, SAVINGS + TURN);
-        assert!(!allowances.lanes(later).contains(Lane::Vouched));
+        allowances.spend(Lane::Known, SAVINGS + TURN);
+        assert!(!allowances.lanes(later).contains(Lane::Known));
     }
 }

@@ -20,7 +20,7 @@ use super::interface::Interface;
 use crate::datapath::sealed::transmit;
 use crate::datapath::stats::Counters;
 use crate::datapath::tunnel::wireguard::{
-    Handshakes, Lanes, Message, Now, Outgoing, QueueReceiver, QueueSender, TICK, queue,
+    Handshakes, Lanes, MEMORY, Message, Now, Outgoing, QueueReceiver, QueueSender, TICK, queue,
 };
 
 /// Handshake messages that may wait in each lane: as many as the kernel lets wait (`MAX_QUEUED_INCOMING_HANDSHAKES`).
@@ -61,6 +61,7 @@ impl Desk {
         let mut allowances = Allowances::new(cpus, Instant::now());
         let mut handshakes = Handshakes::new();
         let mut next_tick = Instant::now() + TICK;
+        let mut next_epoch = Instant::now() + MEMORY;
         while !self.closed.load(Ordering::Relaxed) {
             self.turn(&mut handshakes, &mut allowances, next_tick, interfaces, counters);
             let now = Now::read();
@@ -74,6 +75,14 @@ impl Desk {
             if now.monotonic >= next_tick {
                 next_tick = now.monotonic + TICK;
             }
+            self.forget(now.monotonic, &mut next_epoch);
+        }
+    }
+
+    fn forget(&self, now: Instant, next_epoch: &mut Instant) {
+        if now >= *next_epoch {
+            self.queue.begin_epoch();
+            *next_epoch = now + MEMORY;
         }
     }
 
@@ -91,7 +100,7 @@ impl Desk {
         let until_tick = next_tick.saturating_duration_since(now);
         let patience = allowances.closed_for().map_or(until_tick, |closed| until_tick.min(closed));
         let Some(first) = self.queue.receive(lanes, patience) else { return };
-        let (now, lane, started) = (Now::read(), first.lane(), own_time());
+        let (now, lane, started) = (Now::read(), first.lane, own_time());
         let more = iter::from_fn(|| self.queue.next(Lanes::default().with(lane)));
         for message in iter::once(first).chain(more).take(TURN) {
             self.answer(handshakes, interfaces, counters, now, &message);

@@ -151,26 +151,37 @@ impl WireGuardPath {
         self.messages = recycle(messages);
     }
 
-    /// Opens what one socket has, and sends it onward.
-    pub fn receive<S: FrameSink>(&mut self, index: PortIndex, buffers: &mut ReceiveBuffers, mut onward: Onward<'_, S>) {
+    /// Opens what one socket has, and sends it onward; how many bytes it was.
+    pub fn receive<S: FrameSink>(
+        &mut self,
+        index: PortIndex,
+        buffers: &mut ReceiveBuffers,
+        mut onward: Onward<'_, S>,
+    ) -> usize {
         let (Some(Some(share)), Some(opener)) = (self.shares.get_mut(usize::from(index.tunnel().0)), &mut self.opener)
         else {
-            return;
+            return 0;
         };
-        let Some(socket) = share.sockets.receivers.get_mut(index.family()) else { return };
+        let Some(socket) = share.sockets.receivers.get_mut(index.family()) else { return 0 };
         let dropped_before = socket.drops();
         let received = socket.receive(buffers);
         onward.counters.udp_receive_drops.add(socket.drops() - dropped_before);
         let Some(batch) = received.ok().filter(|batch| !batch.is_empty()) else {
             // What woke us was an ICMP error.
-            return socket.drain_errors();
+            socket.drain_errors();
+            return 0;
         };
         let port = share.sockets.number;
         let counters = onward.counters;
         onward.ingress.set_policy(share.verify);
         let share = &*share;
-        let mut messages = batch.filter_map(|datagram| sealed(share.tunnel, port, datagram, counters));
+        let mut moved = 0;
+        let mut messages = batch.filter_map(|datagram| {
+            moved += datagram.payload.len();
+            sealed(share.tunnel, port, datagram, counters)
+        });
         open(opener, share, &mut messages, &mut onward);
+        moved
     }
 
     /// Seals a frame from the TUN and sends it.

@@ -286,6 +286,27 @@ fn user_space_opens_what_the_record_says_and_sees_the_same_without_one() {
     });
 }
 
+/// Short frames are padded on Ethernet, and a sealed message has no length field of its own.
+#[test]
+fn a_message_ends_where_its_datagram_does_and_not_where_the_frame_does() {
+    with_program(DROP, |bench| {
+        for (message_type, len) in MESSAGES {
+            for (outer, padding) in outers().into_iter().flat_map(|outer| [(outer.clone(), 1), (outer, 18)]) {
+                let sealed = wireguard(message_type as u8, len);
+                let frame = [outer.datagram(&sealed), vec![0xa5; padding]].concat();
+                assert_eq!(usize::from(bench.delivery(&frame).inner_len), len);
+                let record: Metadata = bench.run(&frame).metadata.unwrap();
+                assert_eq!(usize::from(record.inner_len), len);
+                for metadata in [Some(zerocopy::transmute!(record)), None] {
+                    let mut frame = frame.clone();
+                    let opened = open_frame(&bench.table, &mut frame, metadata, VerifyPolicy::default());
+                    assert_eq!(message(opened).unwrap().bytes, sealed);
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn a_record_that_contradicts_the_frame_opens_nothing() {
     with_program(DROP, |bench| {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use xtask::interrupt;
 use xtask::lab::{Family, Lab, Options, Program, Side, Tunnel};
-use xtask::load::flood::{self, Flood};
+use xtask::load::flood::{self, Cookie, Flood, Sources};
 use xtask::load::latency;
 
 use super::Figure;
@@ -93,8 +93,10 @@ fn measure_subject(lab: &Lab, subject: Subject, binary: &Path, seconds: f64) -> 
         }
     }
     figures.extend(round_trips(subject, lab, seconds)?);
-    if let Some(flood) = flood(lab, seconds)? {
-        figures.extend(under_flood(subject, lab, &gateway, flood)?);
+    for cookie in [Cookie::Absent, Cookie::Wrong] {
+        if let Some(flood) = flood(lab, cookie, seconds)? {
+            figures.extend(under_flood(subject, lab, &gateway, flood)?);
+        }
     }
     figures.extend(memory(subject, &gateway)?);
     gateway.stop()?;
@@ -128,7 +130,7 @@ fn round_trips(subject: Subject, lab: &Lab, seconds: f64) -> Result<Vec<Figure>>
 }
 
 /// Handshakes from nowhere, where there are handshakes; answers to them lead away.
-fn flood(lab: &Lab, seconds: f64) -> Result<Option<Flood>> {
+fn flood(lab: &Lab, cookie: Cookie, seconds: f64) -> Result<Option<Flood>> {
     let Some(tunnel) = lab.options().tunnels.iter().find(|tunnel| lab.far_end(&tunnel.name).is_ok()) else {
         return Ok(None);
     };
@@ -136,6 +138,8 @@ fn flood(lab: &Lab, seconds: f64) -> Result<Option<Flood>> {
     Ok(Some(Flood {
         target: tunnel.endpoint(Side::Gateway),
         public_key: lab.far_end(&tunnel.name)?.keys.gateway.public_bytes()?,
+        cookie,
+        sources: Sources::Many,
         rate: FLOOD_RATE,
         duration: Duration::from_secs_f64(seconds),
     }))
@@ -154,11 +158,17 @@ fn under_flood(subject: Subject, lab: &Lab, gateway: &Gateway<'_>, flood: Flood)
         let sent = flood.join().map_err(|_| anyhow!("the flood panicked"))??;
         Ok::<_, anyhow::Error>((outcome?, sent))
     })?;
-    let name = format!("TCP peer → server, 1 flow, under {FLOOD_RATE} forged handshakes/s");
+    let kind = if flood.cookie == Cookie::Absent { "" } else { " with wrong cookies" };
+    let name = format!("TCP peer → server, 1 flow, under {FLOOD_RATE} forged handshakes/s{kind}");
     Ok(vec![
         figure(subject, &name, outcome.gigabits, "Gbit/s"),
         figure(subject, &name, outcome.gigabits / undisturbed.gigabits * 100.0, "% of the goodput just before"),
-        figure(subject, "forged handshakes that left", sent as f64 / longer.duration.as_secs_f64(), "a second"),
+        figure(
+            subject,
+            &format!("forged handshakes{kind} that left"),
+            sent as f64 / longer.duration.as_secs_f64(),
+            "a second",
+        ),
     ])
 }
 

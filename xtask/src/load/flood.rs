@@ -1,12 +1,14 @@
 //! A flood of WireGuard handshake initiations from addresses that do not exist.
 //!
 //! Each has a right `mac1`, which takes nothing but the victim's public key, so it is not refused at first sight; what is
-//! encrypted in it is noise. A responder that did a Diffie-Hellman for each would do nothing else any more.
+//! encrypted in it is noise. A responder that did a Diffie-Hellman for each would do nothing else any more. With a second MAC
+//! it pretends to have a cookie, which the responder has to find out.
 //!
 //! Attackers have machines of their own, and this generator runs on the victim's. So it is to cost as little as it can:
 //! the messages are made beforehand and sent again and again, which no responder notices before it has decrypted them; each
 //! time they come from another source, which `mac1` does not cover; and they leave as whole frames, many with one call.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
@@ -25,8 +27,9 @@ use crate::lab::packet_socket::{self, Frames};
 
 /// Length of a handshake initiation.
 const INITIATION: usize = 148;
-/// Where `mac1` is in it; `mac2` follows, all zero without a cookie.
+/// Where `mac1` is in it, and `mac2`, all zero without a cookie.
 const MAC1: usize = 116;
+const MAC2: usize = MAC1 + 16;
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 const UDP: usize = 8;
@@ -47,8 +50,28 @@ const PAUSE: Duration = Duration::from_millis(1);
 const BURST: usize = 3;
 /// Forged sources are in this network, which is for benchmarks (RFC 2544).
 const SOURCES: (Ipv4Addr, u32) = (Ipv4Addr::new(198, 18, 0, 0), 0x1_ffff);
+/// The one of [`Sources::One`].
+const ONE_SOURCE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 1), 51_820);
 /// The network of the forged sources, for a route that leads answers away.
 pub const SOURCE_PREFIX: &str = "198.18.0.0/15";
+
+/// What stands where a cookie's MAC belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cookie {
+    /// Nothing, as in a first message.
+    Absent,
+    /// Noise: looks like a cookie's until it is verified.
+    Wrong,
+}
+
+/// Where forged messages seem to come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sources {
+    /// Another address and port each time.
+    Many,
+    /// Always the same ones.
+    One,
+}
 
 /// What to send.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +80,10 @@ pub struct Flood {
     pub target: SocketAddr,
     /// The victim's public key.
     pub public_key: [u8; 32],
+    /// What the messages have for a cookie.
+    pub cookie: Cookie,
+    /// Where they come from.
+    pub sources: Sources,
     /// Initiations a second.
     pub rate: u32,
     /// For how long.
@@ -74,7 +101,9 @@ pub fn run_until(from: &Namespace, flood: &Flood, stop: &AtomicBool) -> Result<u
     let neighbour = Neighbour::parse(&from.ip(&format!("neighbour show to {target}"))?)
         .with_context(|| format!("{target} is no known neighbour"))?;
     let target = SocketAddrV4::new(target, flood.target.port());
-    let mut forger = Forger::new(&flood.public_key, neighbour.address, target);
+    let mut forger = Forger::new(flood, neighbour.address, target);
+    // Else the next flood would come from where this one has come from, in the same order.
+    forger.random = Random(RandomState::new().hash_one(flood.rate) | 1);
     from.run(|| {
         let socket = packet_socket::open(&neighbour.device, Frames::Out).context("a packet socket")?;
         Ok(send(&socket, &mut forger, flood, stop))
@@ -172,17 +201,19 @@ fn checksum(mut sum: u32) -> u16 {
 
 struct Forger {
     random: Random,
+    sources: Sources,
     pool: Vec<Forged>,
     next: usize,
 }
 
 impl Forger {
-    fn new(public_key: &[u8; 32], link_address: [u8; 6], target: SocketAddrV4) -> Self {
-        let key = Blake2s256::new().chain_update(b"mac1----").chain_update(public_key).finalize();
+    fn new(flood: &Flood, link_address: [u8; 6], target: SocketAddrV4) -> Self {
+        let key = Blake2s256::new().chain_update(b"mac1----").chain_update(flood.public_key).finalize();
         let mac1: Blake2sMac<U16> = KeyInit::new_from_slice(&key).expect("32 bytes are a key");
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
-        let pool = (0..POOL).map(|_| Forged::new(&initiation(&mac1, &mut random), link_address, target)).collect();
-        Self { random, pool, next: 0 }
+        let mut message = || initiation(&mac1, flood.cookie, &mut random);
+        let pool = (0..POOL).map(|_| Forged::new(&message(), link_address, target)).collect();
+        Self { random, sources: flood.sources, pool, next: 0 }
     }
 
     /// The next frames of the pool, at most that many, from somewhere.
@@ -191,22 +222,25 @@ impl Forger {
         let end = POOL.min(start + count);
         self.next = end % POOL;
         for forged in &mut self.pool[start..end] {
-            forged.set_source(self.random.source());
+            forged.set_source(match self.sources {
+                Sources::Many => self.random.source(),
+                Sources::One => ONE_SOURCE,
+            });
         }
         &self.pool[start..end]
     }
 }
 
 /// An initiation with a right `mac1`.
-fn initiation(mac1: &Blake2sMac<U16>, random: &mut Random) -> [u8; INITIATION] {
+fn initiation(mac1: &Blake2sMac<U16>, cookie: Cookie, random: &mut Random) -> [u8; INITIATION] {
     let mut message = [0; INITIATION];
     message[0] = 1;
-    for chunk in message[4..MAC1].chunks_mut(8) {
-        let length = chunk.len();
-        chunk.copy_from_slice(&random.next().to_le_bytes()[..length]);
-    }
+    random.fill(&mut message[4..MAC1]);
     let mac = Mac::chain_update(mac1.clone(), &message[..MAC1]).finalize_fixed();
-    message[MAC1..MAC1 + 16].copy_from_slice(&mac);
+    message[MAC1..MAC2].copy_from_slice(&mac);
+    if cookie == Cookie::Wrong {
+        random.fill(&mut message[MAC2..]);
+    }
     message
 }
 
@@ -219,6 +253,12 @@ impl Random {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
     }
 
     fn source(&mut self) -> SocketAddrV4 {
@@ -234,23 +274,45 @@ mod tests {
 
     const TARGET: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 2), 51820);
 
-    fn forger(key: u8) -> Forger {
-        Forger::new(&[key; 32], [2; 6], TARGET)
+    /// A million a second of them.
+    fn flood(key: u8, cookie: Cookie, sources: Sources) -> Flood {
+        let (target, duration) = (TARGET.into(), Duration::from_secs(1));
+        Flood { target, public_key: [key; 32], cookie, sources, rate: 1_000_000, duration }
+    }
+
+    fn forger(flood: &Flood) -> Forger {
+        Forger::new(flood, [2; 6], TARGET)
+    }
+
+    fn first_message(key: u8, cookie: Cookie) -> [u8; INITIATION] {
+        forger(&flood(key, cookie, Sources::Many)).next(1)[0].frame[MESSAGE_AT..].try_into().unwrap()
     }
 
     #[test]
     fn mac1_covers_what_stands_before_it_and_depends_on_the_key() {
-        let message = |key| <[u8; INITIATION]>::try_from(&forger(key).next(1)[0].frame[MESSAGE_AT..]).unwrap();
-        let [one, same, other] = [7, 7, 8].map(message);
+        let [one, same, other] = [7, 7, 8].map(|key| first_message(key, Cookie::Absent));
         assert_eq!(one, same);
         assert_eq!(one[..MAC1], other[..MAC1]);
-        assert_ne!(one[MAC1..MAC1 + 16], other[MAC1..MAC1 + 16]);
-        assert_eq!(one[MAC1 + 16..], [0; 16]);
+        assert_ne!(one[MAC1..MAC2], other[MAC1..MAC2]);
+        assert_eq!(one[MAC2..], [0; 16]);
     }
 
     #[test]
-    fn a_forged_frame_has_right_checksums_and_a_new_source_whenever_it_is_sent() {
-        let mut forger = forger(7);
+    fn a_wrong_cookie_changes_nothing_but_the_second_mac() {
+        let [without, with] = [Cookie::Absent, Cookie::Wrong].map(|cookie| first_message(7, cookie));
+        assert_eq!(without[..MAC2], with[..MAC2]);
+        assert_ne!(with[MAC2..], [0; 16]);
+    }
+
+    #[test]
+    fn a_forged_frame_has_right_checksums_and_a_new_source_each_time_if_it_is_to_have() {
+        for (sources, expected) in [(Sources::Many, 2 * POOL), (Sources::One, 1)] {
+            assert_eq!(checked_sources(&mut forger(&flood(7, Cookie::Absent, sources))), expected);
+        }
+    }
+
+    /// How many sources a while's frames have, all of them with right checksums.
+    fn checked_sources(forger: &mut Forger) -> usize {
         let mut sources = std::collections::HashSet::new();
         for _ in 0..2 * POOL / BATCH {
             for Forged { frame, .. } in forger.next(BATCH) {
@@ -261,7 +323,7 @@ mod tests {
                 sources.insert((frame[ADDRESSES_AT..][..4].to_vec(), frame[UDP_AT..][..2].to_vec()));
             }
         }
-        assert_eq!(sources.len(), 2 * POOL);
+        sources.len()
     }
 
     #[test]

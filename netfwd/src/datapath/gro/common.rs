@@ -13,12 +13,13 @@ use zerocopy::IntoBytes;
 
 use crate::datapath::flow::{Family, FlowKey};
 
-/// Everything in a packet's headers that must equal the seed's.
+/// Everything in a packet's headers that must equal the seed's, and beside it the packet's length and its PSH and FIN:
+/// they may differ, but mostly do not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Common {
     /// Tunnel, protocol, addresses, ports.
     pub key: FlowKey,
-    /// The first eight bytes of the IP header without lengths and IPv4 ID; IPv4's TTL in place of a length byte.
+    /// The first eight bytes of the IP header, its length field included; IPv4's TTL in place of the ID.
     pub network: u64,
     /// What TCP or UDP adds.
     pub transport: Transport,
@@ -29,7 +30,7 @@ pub(super) struct Common {
 /// The fields of TCP or UDP that must equal the seed's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Transport {
-    /// TCP: acknowledgement number, data offset, flags but PSH and FIN, window.
+    /// TCP: acknowledgement number, data offset, flags, window.
     pub word: u64,
     /// TCP: options, where they are twelve bytes (timestamps with their padding, by far the most common).
     pub options: [u8; 12],
@@ -37,29 +38,27 @@ pub(super) struct Transport {
     pub extra: u16,
 }
 
-/// All but total length and ID; byte 2 is free for the TTL.
-const IPV4_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff]);
-/// All but the payload length.
-const IPV6_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0, 0xff, 0xff]);
-/// Of bytes 8 to 15 all but PSH and FIN.
+/// All but the ID, whose place is free for the TTL.
+const IPV4_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0, 0xff, 0xff]);
+/// Of TCP's bytes 8 to 15 what must be equal: all but PSH and FIN.
 const TCP_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, !(PSH | FIN), 0xff, 0xff]);
 
 /// [`Common::network`] of an IPv4 header.
 #[inline(always)]
 pub(super) fn ipv4_word(header: &ipv4::Header) -> u64 {
-    (word_at(header.as_bytes(), 0) & IPV4_MASK) | u64::from_ne_bytes([0, 0, header.ttl, 0, 0, 0, 0, 0])
+    (word_at(header.as_bytes(), 0) & IPV4_MASK) | u64::from_ne_bytes([0, 0, 0, 0, header.ttl, 0, 0, 0])
 }
 
 /// [`Common::network`] of an IPv6 header.
 #[inline(always)]
 pub(super) fn ipv6_word(header: &ipv6::Header) -> u64 {
-    word_at(header.as_bytes(), 0) & IPV6_MASK
+    word_at(header.as_bytes(), 0)
 }
 
 /// [`Transport::word`] of a TCP header.
 #[inline(always)]
 pub(super) fn tcp_word(header: &tcp::Header) -> u64 {
-    word_at(header.as_bytes(), 8) & TCP_MASK
+    word_at(header.as_bytes(), 8)
 }
 
 #[inline(always)]
@@ -72,12 +71,13 @@ impl Common {
     pub fn network_difference(&self, packet: &Self) -> Option<FlushReason> {
         let difference = (self.network ^ packet.network).to_ne_bytes();
         match (self.key.family(), difference) {
-            (_, [0, 0, 0, 0, _, _, 0, 0]) => None,
             (Family::V4, [_, tos, ..]) if tos != 0 => Some(FlushReason::Tos),
-            (Family::V4, [_, _, ttl, ..]) if ttl != 0 => Some(FlushReason::Ttl),
+            (Family::V4, [_, _, _, _, ttl, ..]) if ttl != 0 => Some(FlushReason::Ttl),
+            (Family::V4, [.., 0, 0]) => None,
             (Family::V4, _) => Some(FlushReason::DontFragment),
             (Family::V6, [high, low, ..]) if high | low & 0xf0 != 0 => Some(FlushReason::Tos),
             (Family::V6, [.., hop_limit]) if hop_limit != 0 => Some(FlushReason::Ttl),
+            (Family::V6, [_, 0, 0, 0, ..]) => None,
             (Family::V6, _) => Some(FlushReason::FlowLabel),
         }
     }
@@ -86,9 +86,9 @@ impl Common {
 impl Transport {
     /// The first of TCP's rules by which `packet` differs.
     pub fn tcp_difference(&self, packet: &Self) -> Option<FlushReason> {
-        match (self.word ^ packet.word).to_ne_bytes() {
+        match ((self.word ^ packet.word) & TCP_MASK).to_ne_bytes() {
             [0, 0, 0, 0, _, _, 0, 0] if self.extra != packet.extra => Some(FlushReason::Urgent),
-            [0, 0, 0, 0, _, 0, 0, 0] if self == packet => None,
+            [0, 0, 0, 0, 0, 0, 0, 0] if self.options == packet.options => None,
             [0, 0, 0, 0, _, 0, 0, 0] => Some(FlushReason::TcpOptions),
             [0, 0, 0, 0, _, _, 0, 0] => Some(FlushReason::FlagsDiffer),
             [0, 0, 0, 0, ..] => Some(FlushReason::Window),

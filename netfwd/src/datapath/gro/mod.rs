@@ -262,7 +262,7 @@ impl Coalescer {
     /// Puts a packet into a run; the reason, if it is a new one.
     #[inline(always)]
     fn place(&mut self, batch: &[InnerPacket<'_>], position: u16) -> Option<FlushReason> {
-        if self.follow(batch, position) { None } else { self.decide(batch, position) }
+        if self.follow(batch) { None } else { self.decide(batch, position) }
     }
 
     /// The long way: rule by rule.

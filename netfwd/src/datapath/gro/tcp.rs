@@ -9,7 +9,7 @@ use super::common::{Transport, tcp_word};
 use crate::datapath::packet::Checksums;
 
 /// Length of a header with the options that nearly all segments carry: timestamps with their padding.
-const WITH_TIMESTAMPS: usize = HEADER_LEN + 12;
+pub(super) const WITH_TIMESTAMPS: usize = HEADER_LEN + 12;
 
 /// Takes a TCP segment apart.
 #[inline]

@@ -16,7 +16,7 @@ use std::collections::HashSet;
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use gotatun::noise::TunnResult;
@@ -28,12 +28,12 @@ use netfwd_common::reason::{DropReason, Stage};
 use zerocopy::IntoBytes;
 
 use super::device::Device;
-use super::identity::{Admission, Identity};
+use super::identity::{Admission, Gate, Identity};
 use super::key::PublicKey;
 use super::open::refusal;
 use super::path::{HANDSHAKE_TOS, Outgoing, Path};
 use super::peer::{Peer, State};
-use super::queue::Message;
+use super::queue::{Lane, Message};
 use super::runs::Runs;
 use super::seal::Press;
 use super::stats::{HandshakeResult, Role};
@@ -145,14 +145,16 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
     fn receive(&mut self, loaded: bool, message: &Message) -> Result<(), DropReason> {
         let identity = self.device.identity().ok_or(DropReason::Auth)?;
         let packet = Packet::copy_from(message.bytes());
-        let admission = {
-            let mut gate = self.device.gate.lock().unwrap_or_else(PoisonError::into_inner);
-            gate.admit(self.now.monotonic, loaded).ok_or(DropReason::HandshakeQueueFull)?
-        };
-        // Nobody who forges sources knows our indices, or where our peers are; and the ordinary limit holds for them.
-        let admission = if message.is_expected() { Admission::Ordinary } else { admission };
+        let is_known = message.lane == Lane::Known;
+        let admission =
+            self.gate().admit(self.now.monotonic, loaded, is_known).ok_or(DropReason::HandshakeQueueFull)?;
         match identity.limiter_for(admission).verify_packet(message.path.remote, packet) {
-            Ok(WgKind::HandshakeInit(initiation)) => self.initiation(&identity, message, initiation),
+            Ok(WgKind::HandshakeInit(initiation)) => {
+                if admission == Admission::WithCookie && !self.gate().admit_proven(message.path.remote.ip()) {
+                    return Err(DropReason::HandshakeQueueFull);
+                }
+                self.initiation(&identity, message, initiation)
+            }
             Ok(WgKind::HandshakeResp(response)) => {
                 self.answer(response.receiver_idx.get(), message, WgKind::HandshakeResp(response))
             }
@@ -160,6 +162,7 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
                 self.answer(reply.receiver_idx.get(), message, WgKind::CookieReply(reply))
             }
             Ok(WgKind::Data(_)) | Err(TunnResult::Done | TunnResult::WriteToTunnel(_)) => Err(DropReason::BadLength),
+            Err(TunnResult::WriteToNetwork(_)) if message.lane == Lane::Cookie => self.send_back(message),
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 self.device.stats().count_cookie_reply();
                 self.send_to(message.path, cookie);
@@ -167,6 +170,17 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
             }
             Err(TunnResult::Err(error)) => Err(refusal(&error)),
         }
+    }
+
+    /// What had a wrong cookie is one of the crowd, and gets a right one if the crowd's allowance is enough for that.
+    fn send_back(&self, message: &Message) -> Result<(), DropReason> {
+        let queue = self.device.queue();
+        let lane = queue.lane_in_crowd(&message.path.remote).ok_or(DropReason::HandshakeQueueFull)?;
+        if queue.send(message.on(lane)) { Ok(()) } else { Err(DropReason::HandshakeQueueFull) }
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.device.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A peer wants a session.

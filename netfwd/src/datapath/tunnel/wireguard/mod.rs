@@ -28,13 +28,14 @@ mod sessions;
 pub mod settings;
 mod staged;
 pub mod stats;
+mod turned_away;
 
 pub use device::{Device, PeerCounts};
 pub use handshake::{Handshakes, Now, TICK};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use open::{Opened, Opener};
 pub use path::{Outgoing, Path};
-pub use queue::{Lane, Lanes, Message, QueueReceiver, QueueSender, queue};
+pub use queue::{Lane, Lanes, MEMORY, Message, QueueReceiver, QueueSender, queue};
 pub use seal::{Content, Inner, Sealed, Sealer};
 pub use settings::{AllowedIpUpdate, DeviceStatus, DeviceUpdate, PeerStatus, PeerUpdate};
 pub use stats::{HandshakeResult, Role, Stats};

@@ -29,7 +29,7 @@ use super::allowed_ips::{AllowedIps, Snapshots};
 use super::device::Device;
 use super::path::Path;
 use super::peer::{Peer, State};
-use super::queue::{Lane, Message};
+use super::queue::Message;
 use super::sessions::ByIndex;
 use crate::datapath::ecn;
 use crate::datapath::flow::{Family, locate_ip};
@@ -184,16 +184,15 @@ impl<'a> Iterator for Opened<'a> {
 /// Hands a handshake message to the control side, unless it answers nothing of ours.
 fn enqueue(device: &Device, sessions: &ByIndex, message: &SealedMessage<'_>) -> Result<(), DropReason> {
     let path = Path::back_to(&message.origin);
-    let is_expected = match answered(message)? {
+    let is_known = match answered(message)? {
         Some(index) if !sessions.contains_key(&index) => return Err(DropReason::NoSession),
         Some(_) => true,
         None => device.places.contains(&path.remote),
     };
-    if !device.queue().has_room(Lane::of(message.bytes, is_expected)) {
-        return Err(DropReason::HandshakeQueueFull);
-    }
-    let message = Message::new(device.tunnel(), path, message.bytes).ok_or(DropReason::BadLength)?;
-    if device.queue().send(message.expected(is_expected)) { Ok(()) } else { Err(DropReason::HandshakeQueueFull) }
+    let queue = device.queue();
+    let lane = queue.lane_for(message.bytes, &path.remote, is_known).ok_or(DropReason::HandshakeQueueFull)?;
+    let message = Message::new(device.tunnel(), path, lane, message.bytes).ok_or(DropReason::BadLength)?;
+    if queue.send(message) { Ok(()) } else { Err(DropReason::HandshakeQueueFull) }
 }
 
 /// The index of ours that a handshake message answers to.

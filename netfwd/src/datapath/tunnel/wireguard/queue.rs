@@ -1,14 +1,18 @@
 //! The way from the workers to the control side: bounded, and full under a flood.
 //!
-//! Who forges sources cannot answer, so the many messages of a flood have nothing that vouches for them: no cookie, no session
-//! index of ours, not the address of a peer with a session. What has one goes by a lane of its own, past all others; so
-//! somebody new has to get through the crowd once, for a cookie, and everybody else not at all.
+//! Who forges sources cannot answer, so the many messages of a flood have nothing that vouches for them: no session index of
+//! ours, not the address of a peer with a session, no cookie. What has one goes by a lane of its own, past all others; so
+//! somebody new has to get through the crowd once, for a cookie, and everybody else not at all. A cookie is only a claim
+//! here, and noise looks like one: so claims have a lane apart from what is known, and one that turns out to be wrong puts the
+//! message back into the crowd. In the crowd, too, there is a difference: who was turned away and comes again
+//! ([`TurnedAway`]) is hardly ever a forger.
 //!
 //! Invariants: a worker never waits and never allocates; what does not fit is a dropped handshake message, never a data
 //! packet. A receiver that need not look at a lane is not woken for it. A worker's own wishes (a peer needs a handshake) do
 //! not travel in the queue: they are kept by the device, and the queue only wakes the other side up, which looks for them on
 //! every turn.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -19,13 +23,16 @@ use netfwd_common::wire::wireguard::Initiation;
 use zerocopy::FromBytes;
 
 use super::path::Path;
+use super::turned_away::{EPOCH, TurnedAway};
 use crate::datapath::packet::TunnelIndex;
 
+/// How often [`QueueReceiver::begin_epoch`] is to be called.
+pub const MEMORY: Duration = EPOCH;
 /// Longest handshake message: an initiation.
 pub const MAX_MESSAGE: usize = size_of::<Initiation>();
 
 /// In `sleeps_for`: the receiver sleeps, for whichever lanes.
-const ASLEEP: u8 = 0b100;
+const ASLEEP: u8 = 0b1_0000;
 
 /// A handshake message on its way to the control side.
 #[derive(Clone, Copy, Debug)]
@@ -34,58 +41,54 @@ pub struct Message {
     pub tunnel: TunnelIndex,
     /// Where it came from.
     pub path: Path,
+    /// Which way it goes.
+    pub lane: Lane,
     bytes: [u8; MAX_MESSAGE],
     len: u8,
-    is_expected: bool,
 }
 
 impl Message {
     /// A copy of a message; none of one that is too long to be a handshake's.
-    pub fn new(tunnel: TunnelIndex, path: Path, message: &[u8]) -> Option<Self> {
+    pub fn new(tunnel: TunnelIndex, path: Path, lane: Lane, message: &[u8]) -> Option<Self> {
         let mut bytes = [0; MAX_MESSAGE];
         bytes.get_mut(..message.len())?.copy_from_slice(message);
-        Some(Self { tunnel, path, bytes, len: message.len() as u8, is_expected: false })
+        Some(Self { tunnel, path, lane, bytes, len: message.len() as u8 })
     }
 
-    /// The same, if it answers something of ours, or comes from where a peer is.
-    pub fn expected(self, is_expected: bool) -> Self {
-        Self { is_expected, ..self }
-    }
-
-    /// Whether it was expected.
-    pub fn is_expected(&self) -> bool {
-        self.is_expected
+    /// The same on another way.
+    pub fn on(self, lane: Lane) -> Self {
+        Self { lane, ..self }
     }
 
     /// The message.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
-
-    /// Which way it goes. Whether a cookie is a right one is not known yet.
-    pub fn lane(&self) -> Lane {
-        Lane::of(self.bytes(), self.is_expected)
-    }
 }
 
-/// The two ways through the queue.
+/// The ways through the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// Initiations with a cookie or from where a peer is, and answers to ours.
-    Vouched,
-    /// Initiations without one.
+    /// Answers to ours, and initiations from where a peer is.
+    Known,
+    /// Initiations that have something for a cookie.
+    Cookie,
+    /// Initiations from where one was turned away.
+    Returning,
+    /// All others.
     Anonymous,
 }
 
 impl Lane {
-    /// Both, the first one to be worked off first.
-    pub const ALL: [Self; 2] = [Self::Vouched, Self::Anonymous];
+    /// All, the first one to be worked off first.
+    pub const ALL: [Self; 4] = [Self::Known, Self::Cookie, Self::Returning, Self::Anonymous];
 
-    /// That of a message.
-    pub fn of(message: &[u8], is_expected: bool) -> Self {
+    /// That of a message which answers something of ours or comes from where a peer is (`is_known`), or does not.
+    pub fn of(message: &[u8], is_known: bool) -> Self {
         match Initiation::ref_from_bytes(message) {
-            Ok(initiation) if initiation.macs.mac2 == [0; 16] && !is_expected => Self::Anonymous,
-            _ => Self::Vouched,
+            _ if is_known => Self::Known,
+            Ok(initiation) if initiation.macs.mac2 != [0; 16] => Self::Cookie,
+            _ => Self::Anonymous,
         }
     }
 }
@@ -95,8 +98,8 @@ impl Lane {
 pub struct Lanes(u8);
 
 impl Lanes {
-    /// Both.
-    pub const ALL: Self = Self(0b11);
+    /// All of them.
+    pub const ALL: Self = Self(0b1111);
 
     /// With another one.
     pub fn with(self, lane: Lane) -> Self {
@@ -112,16 +115,16 @@ impl Lanes {
 /// A queue for `capacity` handshake messages in each lane, shared by all devices.
 pub fn queue(capacity: usize) -> (QueueSender, QueueReceiver) {
     let (senders, receivers): (Vec<_>, Vec<_>) = Lane::ALL.map(|_| sync_channel(capacity)).into_iter().unzip();
-    let shared = Arc::new(Shared { capacity, ..Shared::default() });
+    let shared = Arc::new(Shared::new(capacity));
     let sender = QueueSender { lanes: senders.into(), shared: Arc::clone(&shared) };
     (sender, QueueReceiver { lanes: receivers.into(), shared })
 }
 
-#[derive(Default)]
 struct Shared {
     capacity: usize,
     /// Messages in each lane.
-    waiting: [AtomicUsize; 2],
+    waiting: [AtomicUsize; Lane::ALL.len()],
+    turned_away: TurnedAway,
     /// The lanes that the receiver sleeps for, and [`ASLEEP`]; 0 while it is awake.
     sleeps_for: AtomicU8,
     is_woken: AtomicBool,
@@ -129,6 +132,21 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            waiting: Default::default(),
+            turned_away: TurnedAway::new(),
+            sleeps_for: AtomicU8::new(0),
+            is_woken: AtomicBool::new(false),
+            sleeper: OnceLock::new(),
+        }
+    }
+
+    fn has_room(&self, lane: Lane) -> bool {
+        self.waiting[lane as usize].load(Ordering::Relaxed) < self.capacity
+    }
+
     /// Wakes the receiver if it sleeps for something in `mask`.
     fn rouse(&self, mask: u8) {
         // What was sent before is seen by a receiver that goes to sleep after this look.
@@ -150,14 +168,27 @@ pub struct QueueSender {
 }
 
 impl QueueSender {
-    /// Whether there is room in a lane: under a flood most messages need not even be copied.
-    pub fn has_room(&self, lane: Lane) -> bool {
-        self.shared.waiting[lane as usize].load(Ordering::Relaxed) < self.shared.capacity
+    /// The lane by which a message can go; `None` if there is no room. Asked before it is copied, since under a flood most need
+    /// not be.
+    pub fn lane_for(&self, message: &[u8], place: &SocketAddr, is_known: bool) -> Option<Lane> {
+        match Lane::of(message, is_known) {
+            Lane::Anonymous => self.lane_in_crowd(place),
+            lane => self.shared.has_room(lane).then_some(lane),
+        }
+    }
+
+    /// The lane for somebody of whom nothing is known but where they are.
+    pub fn lane_in_crowd(&self, place: &SocketAddr) -> Option<Lane> {
+        let Shared { turned_away, .. } = &*self.shared;
+        if self.shared.has_room(Lane::Anonymous) {
+            return Some(Lane::Anonymous);
+        }
+        (turned_away.comes_again(place) && self.shared.has_room(Lane::Returning)).then_some(Lane::Returning)
     }
 
     /// Hands a message over, or says that there was no room.
     pub fn send(&self, message: Message) -> bool {
-        let lane = message.lane();
+        let lane = message.lane;
         let waiting = &self.shared.waiting[lane as usize];
         // Counted before, or the other end could take it off first.
         waiting.fetch_add(1, Ordering::Relaxed);
@@ -205,7 +236,7 @@ impl QueueReceiver {
     pub fn next(&self, lanes: Lanes) -> Option<Message> {
         let wanted = Lane::ALL.into_iter().filter(|lane| lanes.contains(*lane));
         let message = wanted.into_iter().find_map(|lane| self.lanes[lane as usize].try_recv().ok())?;
-        self.shared.waiting[message.lane() as usize].fetch_sub(1, Ordering::Relaxed);
+        self.shared.waiting[message.lane as usize].fetch_sub(1, Ordering::Relaxed);
         Some(message)
     }
 
@@ -224,6 +255,11 @@ impl QueueReceiver {
         message
     }
 
+    /// Has those who were turned away some time ago forgotten: to be called every [`MEMORY`].
+    pub fn begin_epoch(&self) {
+        self.shared.turned_away.begin_epoch();
+    }
+
     /// Whether an eighth of a lane is taken: from there on the kernel, too, wants cookies (`wg_receive_handshake_packet`).
     pub fn is_loaded(&self) -> bool {
         let threshold = (self.shared.capacity / 8).max(1);
@@ -237,7 +273,7 @@ mod tests {
 
     fn message(byte: u8) -> Message {
         let path = Path::to("192.0.2.1:51820".parse().unwrap());
-        Message::new(TunnelIndex(3), path, &[byte; 64]).unwrap()
+        Message::new(TunnelIndex(3), path, Lane::Known, &[byte; 64]).unwrap()
     }
 
     #[test]
@@ -275,26 +311,41 @@ mod tests {
     fn initiation(byte: u8, mac2: u8) -> Message {
         let mut bytes = [byte; MAX_MESSAGE];
         bytes[MAX_MESSAGE - 16..].fill(mac2);
-        Message::new(TunnelIndex(3), Path::to("192.0.2.1:51820".parse().unwrap()), &bytes).unwrap()
+        let path = Path::to("192.0.2.1:51820".parse().unwrap());
+        Message::new(TunnelIndex(3), path, Lane::of(&bytes, false), &bytes).unwrap()
     }
 
     #[test]
     fn what_has_a_cookie_or_answers_us_goes_past_a_crowd() {
         let (sender, receiver) = queue(4);
         assert_eq!((0..9).filter(|n| sender.send(initiation(*n, 0))).count(), 4);
-        assert!(sender.send(message(10)) && sender.send(initiation(11, 1)));
+        assert!(sender.send(initiation(11, 1)) && sender.send(message(10)));
         let order = std::iter::from_fn(|| receiver.next(Lanes::ALL)).map(|message| message.bytes()[0]);
         assert_eq!(order.collect::<Vec<_>>(), [10, 11, 0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn who_is_turned_away_from_a_full_lane_finds_another_the_next_time() {
+        let (sender, receiver) = queue(1);
+        let [one, other] = ["192.0.2.1:1", "192.0.2.2:1"].map(|place| place.parse().unwrap());
+        let lane_for = |place, mac2| sender.lane_for(initiation(0, mac2).bytes(), place, false);
+        assert_eq!(lane_for(&one, 0), Some(Lane::Anonymous));
+        assert!(sender.send(initiation(0, 0)));
+        assert_eq!([&one, &other, &one].map(|place| lane_for(place, 0)), [None, None, Some(Lane::Returning)]);
+        assert_eq!(lane_for(&one, 1), Some(Lane::Cookie));
+        assert!(sender.send(initiation(1, 0).on(Lane::Returning)));
+        assert_eq!(lane_for(&other, 0), None, "that lane is full, too");
+        assert_eq!([(); 2].map(|()| receiver.next(Lanes::ALL).unwrap().bytes()[0]), [1, 0]);
     }
 
     #[test]
     fn a_lane_can_be_left_alone() {
         let (sender, receiver) = queue(4);
         assert!(sender.send(initiation(0, 0)));
-        let vouched = Lanes::default().with(Lane::Vouched);
-        assert!(receiver.receive(vouched, Duration::from_millis(1)).is_none());
+        let cookies = Lanes::default().with(Lane::Cookie);
+        assert!(receiver.receive(cookies, Duration::from_millis(1)).is_none());
         assert!(sender.send(initiation(1, 1)));
-        assert_eq!(receiver.receive(vouched, Duration::ZERO).unwrap().bytes()[0], 1);
+        assert_eq!(receiver.receive(cookies, Duration::ZERO).unwrap().bytes()[0], 1);
         assert_eq!(receiver.receive(Lanes::ALL, Duration::ZERO).unwrap().bytes()[0], 0);
     }
 
@@ -305,7 +356,7 @@ mod tests {
             std::thread::scope(|scope| {
                 scope.spawn(|| assert!(sender.send(initiation(n, 1))));
                 let start = Instant::now();
-                let message = receiver.receive(Lanes::default().with(Lane::Vouched), Duration::from_secs(60)).unwrap();
+                let message = receiver.receive(Lanes::default().with(Lane::Cookie), Duration::from_secs(60)).unwrap();
                 assert_eq!((message.bytes()[0], start.elapsed() < Duration::from_secs(30)), (n, true));
             });
         }
@@ -314,6 +365,6 @@ mod tests {
     #[test]
     fn what_is_too_long_for_a_handshake_is_none() {
         let path = Path::to("192.0.2.1:51820".parse().unwrap());
-        assert!(Message::new(TunnelIndex(0), path, &[0; MAX_MESSAGE + 1]).is_none());
+        assert!(Message::new(TunnelIndex(0), path, Lane::Known, &[0; MAX_MESSAGE + 1]).is_none());
     }
 }
