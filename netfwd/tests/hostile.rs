@@ -1,9 +1,9 @@
 //! What nobody in his right mind sends: packets, frames, messages and texts that are nearly right.
 //!
 //! A property test shrinks what it finds but takes its time; here the generator is a few multiplications, so that ten million
-//! cases are a matter of minutes (`NETFWD_CASES=10000000 cargo test --release --test hostile`). Assertions and overflow
-//! checks, where they are on, are most of what is tested; the rest is that everything that goes in comes out or is
-//! counted, once.
+//! packets or frames are a matter of minutes even with the assertions and overflow checks of the `dev` profile, which are
+//! most of what is tested: that is what the slow tests do (`cargo xtask test --slow`). The rest is that everything that goes
+//! in comes out or is counted, once. `NETFWD_CASES` says how many the other tests take.
 
 mod packets;
 mod wireguard;
@@ -35,6 +35,9 @@ use zerocopy::IntoBytes;
 fn cases() -> usize {
     std::env::var("NETFWD_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(20_000)
 }
+
+/// How many the slow tests take.
+const MANY: usize = 10_000_000;
 
 /// SplitMix64.
 struct Random(u64);
@@ -247,10 +250,18 @@ fn drops(counters: &Counters, direction: Direction) -> u64 {
 
 #[test]
 fn whatever_arrives_is_delivered_or_counted_once() {
-    let (table, mut random, mut flows) = (table(), Random(1), Flows::new());
+    take_in(cases(), 1);
+}
+
+#[test]
+fn slow_ten_million_arrivals_are_delivered_or_counted_once() {
+    take_in(MANY, 8);
+}
+
+fn take_in(mut left: usize, seed: u64) {
+    let (table, mut random, mut flows) = (table(), Random(seed), Flows::new());
     let mut ingress = Ingress::new(&GroConfig::default(), VerifyPolicy::default());
-    let mut sink_random = Random(2);
-    let mut left = cases();
+    let mut sink_random = Random(seed + 1);
     while left > 0 {
         let count = (1 + random.below(300)).min(left);
         left -= count;
@@ -316,9 +327,18 @@ fn frame(random: &mut Random, flows: &mut Flows, is_tap: bool) -> Vec<u8> {
 
 #[test]
 fn whatever_a_device_hands_over_is_sent_or_counted_once() {
-    let (table, mut random, mut flows) = (table(), Random(3), Flows::new());
+    send_out(cases(), 3);
+}
+
+#[test]
+fn slow_ten_million_frames_are_sent_or_counted_once() {
+    send_out(MANY, 10);
+}
+
+fn send_out(count: usize, seed: u64) {
+    let (table, mut random, mut flows) = (table(), Random(seed), Flows::new());
     let (fdbs, counters, mut egress) = (Fdbs::new(&table, 1), Counters::new(3), Egress::new(2));
-    for _ in 0..cases() {
+    for _ in 0..count {
         let tunnel = random.below(2);
         let mut frame = frame(&mut random, &mut flows, tunnel == 0);
         let (mut sink, before) = (Strict::default(), drops(&counters, Direction::Egress));

@@ -21,7 +21,7 @@ const STEPS: [(&str, &[&str], &[&str]); 3] = [
     ("examples in the documentation", &["--doc"], &[]),
 ];
 
-/// Tests whose names begin like this take minutes each, since the protocol's own times are what they are about.
+/// Tests whose names begin like this take minutes each: the protocol's own times are what they are about, or millions of cases.
 const SLOW: &str = "slow_";
 /// Tests whose names begin like this need another kernel than this machine may have; they run in an emulated machine.
 const VM: &str = "vm_";
@@ -30,7 +30,9 @@ const VM: &str = "vm_";
 pub fn test_slow() -> Result<()> {
     setup::ensure()?;
     check_root()?;
-    let mut command = cargo(&["test", "--workspace", "--no-fail-fast", "--test", "e2e_*", "--", "--test-threads=1"]);
+    let programs = ["--test", "e2e_*", "--test", "hostile"];
+    let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    command.args(programs).args(["--", "--test-threads=1"]);
     let totals = run_tests(command.arg(SLOW))?;
     if totals.failed > 0 || totals.broken {
         bail!("{} passed, {} failed", totals.passed, totals.failed);
