@@ -1,8 +1,8 @@
 //! What all packets of a run have in common.
 //!
 //! Most of the rules that decide about joining demand that a field equals the seed's. All those fields stand here in a few
-//! words, copied from the headers with what may differ masked out. So equality, which matters, takes few comparisons;
-//! only a difference is looked for byte by byte, in the order of the rules.
+//! words, copied from the headers. So equality, which matters, takes few comparisons; only a difference is looked for byte
+//! by byte, in the order of the rules, and then what may differ is left out.
 //!
 //! Words are in memory order: nothing is swapped, and the masks are written byte by byte.
 

@@ -31,6 +31,9 @@ impl Coalescer {
         let Some(packet) = batch.last().filter(|packet| packet.checksums == Checksums::Verified) else { return false };
         let followed = match locate_ip(packet.link, packet.bytes) {
             _ if !self.pairs.is_quiet() => None,
+            // Apart, so that what a TUN carries needs no offset: those packets begin with their IP headers.
+            Some((0, Family::V4)) => self.follow_run::<ipv4::Header>(batch, packet, 0),
+            Some((0, Family::V6)) => self.follow_run::<ipv6::Header>(batch, packet, 0),
             Some((ip, Family::V4)) => self.follow_run::<ipv4::Header>(batch, packet, ip),
             Some((ip, Family::V6)) => self.follow_run::<ipv6::Header>(batch, packet, ip),
             None => None,
