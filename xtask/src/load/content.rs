@@ -6,7 +6,7 @@
 /// Length of the repeated block: the largest prime below 2^20.
 const PERIOD: usize = 1_048_573;
 /// Bytes that a window may reach beyond the period.
-const WINDOW: usize = 1 << 16;
+const WINDOW: usize = 1 << 17;
 
 /// The endless stream of one seed.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ impl Stream {
         Self { block, offset: 0 }
     }
 
-    /// The next bytes, up to 64 KiB of them.
+    /// The next bytes, up to 128 KiB of them.
     pub fn window(&self) -> &[u8] {
         &self.block[self.offset..self.offset + WINDOW]
     }
@@ -55,7 +55,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Any `length` ≤ 64 KiB bytes of the stream, chosen by `index`.
+    /// Any `length` ≤ 128 KiB bytes of the stream, chosen by `index`.
     pub fn piece(&self, index: u64, length: usize) -> &[u8] {
         let offset = (index.wrapping_mul(7919) % PERIOD as u64) as usize;
         &self.block[offset..offset + length]

@@ -18,6 +18,9 @@ const PREAMBLE: usize = 16;
 const VERIFY: u64 = 1;
 /// A connection that stands still this long has failed.
 const STALL: Duration = Duration::from_secs(15);
+/// What iperf3 writes at a time. The kernel sends the end of each write at once and marks it with PSH, so at half of that every
+/// full superframe is followed by a single segment that may not join it.
+const BULK_WRITE: usize = 1 << 17;
 
 fn stall() -> Duration {
     STALL.mul_f64(slowness())
@@ -42,7 +45,7 @@ impl Load {
     /// For throughput: as much as goes through, not compared.
     pub fn for_seconds(flows: u32, seconds: f64) -> Self {
         let duration = Duration::from_secs_f64(seconds);
-        Self { flows, duration, bytes: u64::MAX, verify: false, write_size: 1 << 16 }
+        Self { flows, duration, bytes: u64::MAX, verify: false, write_size: BULK_WRITE }
     }
 
     /// For correctness: that many bytes on each connection, every one compared.
