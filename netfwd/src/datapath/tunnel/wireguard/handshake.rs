@@ -165,6 +165,7 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
             Err(TunnResult::WriteToNetwork(_)) if message.lane == Lane::Cookie => self.send_back(message),
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 self.device.stats().count_cookie_reply();
+                self.device.queue().expect_cookie_from(&message.path.remote);
                 self.send_to(message.path, cookie);
                 Ok(())
             }

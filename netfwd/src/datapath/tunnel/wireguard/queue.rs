@@ -4,8 +4,8 @@
 //! ours, not the address of a peer with a session, no cookie. What has one goes by a lane of its own, past all others; so
 //! somebody new has to get through the crowd once, for a cookie, and everybody else not at all. A cookie is only a claim
 //! here, and noise looks like one: so claims have a lane apart from what is known, and one that turns out to be wrong puts the
-//! message back into the crowd. In the crowd, too, there is a difference: who was turned away and comes again
-//! ([`TurnedAway`]) is hardly ever a forger.
+//! message back into the crowd. In both crowds there is a difference: who was turned away and comes again, or was given
+//! a cookie and comes with one ([`TurnedAway`]), is hardly ever a forger.
 //!
 //! Invariants: a worker never waits and never allocates; what does not fit is a dropped handshake message, never a data
 //! packet. A receiver that need not look at a lane is not woken for it. A worker's own wishes (a peer needs a handshake) do
@@ -73,7 +73,7 @@ pub enum Lane {
     Known,
     /// Initiations that have something for a cookie.
     Cookie,
-    /// Initiations from where one was turned away.
+    /// Initiations from where one was turned away, or given the cookie that it comes with.
     Returning,
     /// All others.
     Anonymous,
@@ -173,17 +173,28 @@ impl QueueSender {
     pub fn lane_for(&self, message: &[u8], place: &SocketAddr, is_known: bool) -> Option<Lane> {
         match Lane::of(message, is_known) {
             Lane::Anonymous => self.lane_in_crowd(place),
+            Lane::Cookie if !self.shared.has_room(Lane::Cookie) => {
+                self.lane_returning(TurnedAway::comes_with_cookie, place)
+            }
             lane => self.shared.has_room(lane).then_some(lane),
         }
     }
 
     /// The lane for somebody of whom nothing is known but where they are.
     pub fn lane_in_crowd(&self, place: &SocketAddr) -> Option<Lane> {
-        let Shared { turned_away, .. } = &*self.shared;
-        if self.shared.has_room(Lane::Anonymous) {
-            return Some(Lane::Anonymous);
+        match self.shared.has_room(Lane::Anonymous) {
+            true => Some(Lane::Anonymous),
+            false => self.lane_returning(TurnedAway::comes_again, place),
         }
-        (turned_away.comes_again(place) && self.shared.has_room(Lane::Returning)).then_some(Lane::Returning)
+    }
+
+    fn lane_returning(&self, is_let_in: fn(&TurnedAway, &SocketAddr) -> bool, place: &SocketAddr) -> Option<Lane> {
+        (self.shared.has_room(Lane::Returning) && is_let_in(&self.shared.turned_away, place)).then_some(Lane::Returning)
+    }
+
+    /// Somebody has been sent a cookie, and will come with it.
+    pub fn expect_cookie_from(&self, place: &SocketAddr) {
+        self.shared.turned_away.give_cookie(place);
     }
 
     /// Hands a message over, or says that there was no room.
@@ -336,6 +347,17 @@ mod tests {
         assert!(sender.send(initiation(1, 0).on(Lane::Returning)));
         assert_eq!(lane_for(&other, 0), None, "that lane is full, too");
         assert_eq!([(); 2].map(|()| receiver.next(Lanes::ALL).unwrap().bytes()[0]), [1, 0]);
+    }
+
+    #[test]
+    fn who_was_given_a_cookie_goes_past_those_who_only_pretend_to_have_one() {
+        let (sender, _receiver) = queue(1);
+        let [one, other] = ["192.0.2.1:1", "192.0.2.2:1"].map(|place| place.parse().unwrap());
+        let lane_for = |place| sender.lane_for(initiation(0, 1).bytes(), place, false);
+        assert_eq!(lane_for(&one), Some(Lane::Cookie));
+        assert!(sender.send(initiation(0, 1)));
+        sender.expect_cookie_from(&one);
+        assert_eq!([&one, &other, &one].map(lane_for), [Some(Lane::Returning), None, None]);
     }
 
     #[test]
