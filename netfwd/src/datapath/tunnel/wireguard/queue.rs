@@ -5,7 +5,7 @@
 //! somebody new has to get through the crowd once, for a cookie, and everybody else not at all. A cookie is only a claim
 //! here, and noise looks like one: so claims have a lane apart from what is known, and one that turns out to be wrong puts the
 //! message back into the crowd. In both crowds there is a difference: who was turned away and comes again, or was given
-//! a cookie and comes with one ([`TurnedAway`]), is hardly ever a forger.
+//! a cookie and comes with one (`turned_away.rs`), is hardly ever a forger.
 //!
 //! Invariants: a worker never waits and never allocates; what does not fit is a dropped handshake message, never a data
 //! packet. A receiver that need not look at a lane is not woken for it. A worker's own wishes (a peer needs a handshake) do
