@@ -275,8 +275,11 @@ impl Device {
         state.is_removed = true;
         state.session = None;
         state.preshared_key = None;
-        state.staged.clear(&self.budget);
         self.sessions.sweep(&peer, &mut state);
+        if !state.staged.is_empty() {
+            // The control side drops what waits: it can count.
+            self.ask_for(&peer);
+        }
     }
 }
 

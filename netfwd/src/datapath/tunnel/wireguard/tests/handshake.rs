@@ -111,6 +111,21 @@ fn a_lost_initiation_is_repeated() {
 }
 
 #[test]
+fn what_has_no_answer_is_repeated_from_whatever_address_the_kernel_chooses() {
+    let (mut a, mut b) = hurried_pair();
+    a.connect(&mut b);
+    let spoken_to = "203.0.113.9:51820".parse().unwrap();
+    b.send(inner(1), &packet(2, 1, b"there")).unwrap();
+    let sent: Vec<_> = take(&mut b).into_iter().map(|sent| Sent { to: spoken_to, ..sent }).collect();
+    assert_eq!(a.receive(&sent).len(), 1);
+    assert_eq!(b.wire_for_rekey(&mut a).from, spoken_to, "that is where the peer knows us");
+    tick_until_sent(&mut a);
+    assert_eq!((kinds(&a.wire), a.wire[0].from), (vec![MessageType::Initiation], a.address));
+    a.send(inner(2), &packet(1, 2, b"more")).unwrap();
+    assert!(a.wire.iter().all(|sent| sent.from == a.address), "data follows");
+}
+
+#[test]
 fn a_lost_response_is_asked_for_again() {
     let (mut a, mut b) = hurried_pair();
     a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
@@ -345,6 +360,18 @@ fn a_removed_peer_is_gone() {
 }
 
 #[test]
+fn what_waited_for_a_peer_that_is_removed_is_a_drop() {
+    let (mut a, b) = Host::pair();
+    for n in 0..3 {
+        a.send(inner(2), &packet(1, 2, &[n])).unwrap();
+    }
+    a.update(PeerUpdate { remove: true, ..PeerUpdate::new(b.public_key()) });
+    a.work();
+    a.tick();
+    assert_eq!(a.drops(Direction::Egress, Stage::Crypto, DropReason::NoSession), 3);
+}
+
+#[test]
 fn another_private_key_ends_all_sessions_and_the_same_one_none() {
     let (mut a, mut b) = Host::connected();
     let set = |host: &Host, key: &PrivateKey| {
@@ -440,6 +467,20 @@ fn a_keepalive_interval_needs_no_traffic() {
     take(&mut a);
     a.tick();
     assert_eq!(a.wire, []);
+}
+
+/// As in the kernel (`keep_key_fresh`): else a session of nothing but keepalives would run out before there is another.
+#[test]
+fn keepalives_alone_renew_the_session_of_whoever_began_it() {
+    let (mut a, mut b) = hurried_pair();
+    a.know(&b, |peer| peer.persistent_keepalive = Some(1));
+    b.know(&a, |peer| peer.persistent_keepalive = Some(1));
+    a.tick();
+    exchange(&mut a, &mut b);
+    tick_until_sent(&mut a);
+    assert_eq!(kinds(&take(&mut a)), [MessageType::Data, MessageType::Initiation]);
+    tick_until_sent(&mut b);
+    assert_eq!(kinds(&b.wire), [MessageType::Data], "that is left to the one who began");
 }
 
 #[test]
