@@ -16,6 +16,7 @@ pub mod datapath;
 pub mod ebpf;
 pub mod io;
 mod linger;
+pub mod mtus;
 pub mod order;
 pub mod published;
 pub mod reattach;

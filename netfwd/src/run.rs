@@ -22,7 +22,6 @@ mod assembly;
 
 use assembly::Gateway;
 
-use crate::addresses;
 use crate::config::{self, Config};
 use crate::control::health::{Health, Heartbeat};
 use crate::control::links::Link;
@@ -33,15 +32,16 @@ use crate::control::wireguard::{Attached, Disappearance, attach};
 use crate::control::{Control, Stop, StopNotice};
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::Counters;
+use crate::datapath::tunnel::wireguard::Device;
 use crate::io::socket::SocketError;
 use crate::io::tun::DeviceError;
 use crate::order::Orders;
-use crate::reattach;
 use crate::underlay::UnderlayError;
 use crate::wireguard::desk::{Closing, Desk};
 use crate::wireguard::steering::{Steering, Underlays};
 use crate::wireguard::{Interface, InterfaceError};
 use crate::worker::{Shared, Worker};
+use crate::{addresses, mtus, reattach};
 
 /// How long names and ports of a killed predecessor may stay taken.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -337,6 +337,15 @@ impl Running {
         metrics
     }
 
+    /// All WireGuard devices with their names.
+    fn wireguard_devices(&self) -> Vec<(String, Arc<Device>)> {
+        let named = |interface: &Arc<Interface>| {
+            let tunnel = self.shared.table.get(interface.tunnel())?;
+            Some((tunnel.name.clone(), interface.device().clone()))
+        };
+        self.interfaces.iter().filter_map(named).collect()
+    }
+
     /// What the control thread does beside serving.
     fn spawn_chores(&self, control: &Control) {
         let (fdbs, epoch) = (self.shared.fdbs.clone(), self.shared.epoch);
@@ -348,6 +357,7 @@ impl Running {
             }
         });
         control.runtime().spawn(addresses::follow(self.steering.clone()));
+        control.runtime().spawn(mtus::follow(self.wireguard_devices()));
         control.runtime().spawn(reattach::watch(self.underlays.clone(), self.orders.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {

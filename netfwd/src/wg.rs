@@ -20,7 +20,7 @@ const READY: &[u8] = b"ready\n";
 
 /// Runs the command; `describe` makes one line of an error.
 pub fn run(arguments: &Wg, describe: impl Fn(&RunError) -> String) -> ExitCode {
-    if !arguments.foreground && !arguments.background {
+    if !arguments.foreground && !arguments.background && !wants_foreground() {
         return start_in_background(&arguments.name);
     }
     let level = env::var("LOG_LEVEL").ok();
@@ -44,6 +44,11 @@ pub fn run(arguments: &Wg, describe: impl Fn(&RunError) -> String) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The other way to say `-f`: wireguard-go's, which service files use.
+fn wants_foreground() -> bool {
+    env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1")
 }
 
 /// Starts the process that stays and waits until it is ready; its errors come out where ours would.

@@ -133,11 +133,17 @@ fn the_name_netfwd_wg_takes_the_device_alone_as_wg_quick_gives_it() {
 #[test]
 fn in_the_foreground_it_stays_and_a_signal_is_a_good_end() {
     let Some(host) = Host::new("front") else { return };
-    let mut child = host.namespace.command(NETFWD).args(["wg", "-f", &host.device]).spawn().expect("it starts");
-    assert!(wait_until(PATIENCE, || host.socket().exists() && host.has_link()));
-    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
-    assert!(child.wait().expect("ours").success());
-    host.assert_gone();
+    // wireguard-go's way to say it, which service files use, does as well.
+    for (option, variable) in [(&["-f"][..], "0"), (&[], "1")] {
+        let mut command = host.namespace.command(NETFWD);
+        command.arg("wg").args(option).arg(&host.device).env("WG_PROCESS_FOREGROUND", variable);
+        let mut child = command.spawn().expect("it starts");
+        assert!(wait_until(PATIENCE, || host.socket().exists() && host.has_link()));
+        assert!(child.try_wait().expect("ours").is_none(), "it has gone to the background");
+        output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
+        assert!(child.wait().expect("ours").success());
+        host.assert_gone();
+    }
 }
 
 /// Its memory has keys in it, and so would a core dump have.
