@@ -95,13 +95,16 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let Some(gateway) = assemble(&mut control, &config, links, mtus)? else { return Ok(()) };
     // Port 0 has become another one.
     let listen = listener.local_addr().unwrap_or(config.metrics.listen);
-    let told = || info!("ready: metrics on http://{listen}/metrics");
+    let told = || {
+        info!("ready: metrics on http://{listen}/metrics");
+        Ok(())
+    };
     operate(control, &config, gateway, Serving::Metrics(listener), told)
 }
 
 /// Runs one WireGuard device that is configured over its control socket, without metrics, until it is told to end, its link
-/// is deleted or its control socket removed. `ready` is called once device and socket are there.
-pub fn run_device(name: String, ready: impl FnOnce()) -> Result<(), RunError> {
+/// is deleted or its control socket removed. `ready` is called once device and socket are there; its error is the end.
+pub fn run_device(name: String, ready: impl FnOnce() -> io::Result<()>) -> Result<(), RunError> {
     let config = Arc::new(Config::of_device(name));
     let mut control = begin(&config)?;
     let links = control.links().map_err(system("cannot list the interfaces"))?;
@@ -148,7 +151,7 @@ fn operate(
     config: &Config,
     mut gateway: Gateway,
     serving: Serving,
-    ready: impl FnOnce(),
+    ready: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), RunError> {
     let notice = StopNotice::default();
     let mut disappearance = Disappearance::Stays;
@@ -160,7 +163,7 @@ fn operate(
     let health = Arc::new(Health::default());
     let running = gateway.start(&health, &notice)?;
     running.spawn_chores(&control);
-    ready();
+    ready().map_err(system("cannot tell that all is ready"))?;
     let stop = match serving {
         Serving::Metrics(listener) => control.serve(listener, running.metrics(&config.metrics), health, &notice),
         Serving::Device => control.wait(&notice),

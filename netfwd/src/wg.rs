@@ -32,11 +32,8 @@ pub fn run(arguments: &Wg, describe: impl Fn(&RunError) -> String) -> ExitCode {
         let _ = setsid();
     }
     let logs = level.is_some_and(|level| level != "silent");
-    let ready = || {
-        if in_background && let Err(error) = tell_ready(logs) {
-            tracing::warn!("cannot tell that all is ready: {error}");
-        }
-    };
+    // Where nobody waits any more, whoever wanted the device has given it up.
+    let ready = || if in_background { tell_ready(logs) } else { Ok(()) };
     match run_device(arguments.name.clone(), ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

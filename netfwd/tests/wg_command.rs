@@ -146,6 +146,18 @@ fn in_the_foreground_it_stays_and_a_signal_is_a_good_end() {
     }
 }
 
+#[test]
+fn nothing_stays_for_a_caller_who_did_not_wait() {
+    let Some(host) = Host::new("alone") else { return };
+    let mut command = host.namespace.command(NETFWD);
+    let mut child =
+        command.args(["wg", "--background", &host.device]).stdout(Stdio::piped()).spawn().expect("it starts");
+    drop(child.stdout.take());
+    assert!(wait_until(PATIENCE, || child.try_wait().expect("ours").is_some()), "it stays");
+    assert!(!child.wait().expect("ours").success());
+    host.assert_gone();
+}
+
 /// Its memory has keys in it, and so would a core dump have.
 #[test]
 fn neither_core_dumps_nor_debuggers_see_its_memory() {
