@@ -160,11 +160,12 @@ impl Device {
         self.config().peers.get(public_key).map(|entry| Arc::clone(&entry.peer))
     }
 
-    /// Makes sure that the peer, whose state is locked, has a session object, if there is a key to make one with.
+    /// Makes sure that the peer, whose state is locked, has a session object, if there is a key to make one with and that of the
+    /// peer is good for something.
     pub(super) fn with_session<'s>(&self, peer: &Peer, state: &'s mut State) -> Option<&'s mut Session> {
         if state.session.is_none() && !state.is_removed {
             let own = lock(&self.own);
-            let identity = own.identity.as_deref()?;
+            let identity = own.identity.as_deref().filter(|own| own.shares_secret_with(&peer.public_key))?;
             state.session =
                 Some(Session::new(identity, peer.public_key, state, self.sessions.table(), own.timers.as_ref()));
         }

@@ -234,6 +234,23 @@ fn a_stranger_is_refused() {
     assert_eq!(b.drops(Direction::Ingress, Stage::Handshake, DropReason::NoPeer), 1);
 }
 
+/// What is agreed on with such a key is zero: everybody could pass for its owner.
+#[test]
+fn a_peer_whose_key_is_nobody_s_secret_gets_no_session() {
+    let mut a = Host::new(1);
+    let (zero, mut one) = ([0; 32], [0; 32]);
+    one[0] = 1;
+    for key in [zero, one] {
+        let mut peer = PeerUpdate { persistent_keepalive: Some(1), ..PeerUpdate::new(PublicKey(key)) };
+        ends::everything(&mut peer);
+        a.update(PeerUpdate { endpoint: "192.0.2.9:9".parse().ok(), ..peer });
+        a.send(inner(9), &packet(1, 9, b"hello")).unwrap();
+        a.tick();
+        assert_eq!(a.wire, []);
+    }
+    assert_eq!(a.drops(Direction::Egress, Stage::Crypto, DropReason::NoSession), 2);
+}
+
 #[test]
 fn a_message_for_another_key_is_refused_before_anything_is_computed() {
     let (mut a, mut b) = Host::pair();
