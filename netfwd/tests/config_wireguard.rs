@@ -282,6 +282,8 @@ fn endpoints_are_addresses_or_names_with_a_port() {
             format!("10: tunnel.peer.endpoint: {nobody} is nobody's: {expected}")
         );
     }
+    let mapped = "10: tunnel.peer.endpoint: [::ffff:192.0.2.1]:7 is an IPv4 address in disguise: write \"192.0.2.1:7\"";
+    assert_eq!(directory.line(&endpoint("[::ffff:192.0.2.1]:7")), mapped);
 }
 
 #[test]
@@ -294,6 +296,10 @@ fn peers_do_not_collide() {
     directory.refused(&[
         (second(PEER, ""), "12: tunnel.peer.public_key: already the peer of line 9"),
         (second(&own, ""), "12: tunnel.peer.public_key: is our own, that of private_key_file: name the other end's"),
+        (
+            second("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", ""),
+            "12: tunnel.peer.public_key: is nobody's secret: everybody could pass for this peer",
+        ),
         (
             second(OTHER, "allowed_ips = [\"10.2.0.0/16\",\n\"10.1.0.0/16\"]\n"),
             "14: tunnel.peer.allowed_ips: 10.1.0.0/16 is listed already in line 10: a prefix belongs to one peer",

@@ -178,6 +178,9 @@ fn peer(entry: &mut Section<'_, '_>, seen: &mut Seen, own: Option<PublicKey>, fi
     if public_key.is_some() && public_key == own {
         entry.fault("public_key", "is our own, that of private_key_file: name the other end's");
     }
+    if public_key.as_ref().is_some_and(PublicKey::has_small_order) {
+        entry.fault("public_key", "is nobody's secret: everybody could pass for this peer");
+    }
     let preshared_key = entry.optional("preshared_key_file", |value| secret(value, file, PresharedKey::from_base64));
     let endpoint = entry.optional("endpoint", endpoint);
     let allowed_ips = allowed_ips(entry, seen);
@@ -221,6 +224,11 @@ fn endpoint(value: &Spanned<DeValue<'_>>) -> Parsed<Endpoint> {
     let text = string(value, "192.0.2.1:51820")?;
     let expected = "expected one such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\"";
     if let Ok(address) = text.parse::<SocketAddr>() {
+        if let SocketAddr::V6(v6) = address
+            && let Some(v4) = v6.ip().to_ipv4_mapped()
+        {
+            return fault(value, format!("{text} is an IPv4 address in disguise: write \"{v4}:{}\"", v6.port()));
+        }
         let unusable = address.ip().is_unspecified() || address.ip().is_multicast() || address.port() == 0;
         let is_somewhere =
             matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0);

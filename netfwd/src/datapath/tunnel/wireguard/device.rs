@@ -164,8 +164,11 @@ impl Device {
     /// peer is good for something.
     pub(super) fn with_session<'s>(&self, peer: &Peer, state: &'s mut State) -> Option<&'s mut Session> {
         if state.session.is_none() && !state.is_removed {
+            if peer.public_key.has_small_order() {
+                return None;
+            }
             let own = lock(&self.own);
-            let identity = own.identity.as_deref().filter(|own| own.shares_secret_with(&peer.public_key))?;
+            let identity = own.identity.as_deref()?;
             state.session =
                 Some(Session::new(identity, peer.public_key, state, self.sessions.table(), own.timers.as_ref()));
         }

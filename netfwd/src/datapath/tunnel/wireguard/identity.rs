@@ -58,12 +58,6 @@ impl Identity {
         PublicKey(self.public.to_bytes())
     }
 
-    /// Whether what is agreed on with a peer is a secret. With a key of small order, such as all zeroes, it is known to
-    /// everybody, who could then pass for that peer. The kernel refuses (`mix_precomputed_dh`), the library does not.
-    pub(super) fn shares_secret_with(&self, peer: &PublicKey) -> bool {
-        self.secret.diffie_hellman(&x25519::PublicKey::from(peer.0)).was_contributory()
-    }
-
     /// The ordinary limiter, which sessions want to hold.
     pub(super) fn limiter(&self) -> &Arc<RateLimiter> {
         &self.ordinary
