@@ -141,6 +141,9 @@ fn key_files_are_closed_to_others_and_hold_one_key() {
     directory.write("empty.key", "", 0o600);
     directory.write("zero.key", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", 0o600);
     let key = |file: &str| tunnel("", "").replace("wg0.key", file);
+    // Whoever puts it there must not find it in the log.
+    let itself =
+        "7: tunnel.private_key_file: looks like a key itself: put it into a file of its own, and the file's name here";
     let no_key = "not a key: 44 characters of base64, as `wg genkey` prints them, are expected";
     for file in ["long.key", "two.key", "empty.key"] {
         assert_eq!(directory.line(&key(file)), format!("7: tunnel.private_key_file: {file}: {no_key}"));
@@ -159,6 +162,8 @@ fn key_files_are_closed_to_others_and_hold_one_key() {
             "7: tunnel.private_key_file: none.key: cannot be read: No such file or directory (os error 2)",
         ),
         (key("."), "7: tunnel.private_key_file: .: is no file"),
+        (key(PRIVATE), itself),
+        (key(PRIVATE.trim_end_matches('=')), itself),
         (key("zero.key"), "7: tunnel.private_key_file: is all zeroes, which is no key"),
         (
             tunnel("", "").replace("private_key_file = \"wg0.key\"\n", ""),

@@ -197,6 +197,33 @@ fn a_name_that_is_none_is_an_error_on_the_caller_s_stderr() {
     assert!(said.contains("is no interface name"), "{said}");
 }
 
+/// Control sockets are in one directory for all namespaces, so a device of that name may be served without being seen.
+#[test]
+fn a_name_that_is_served_in_another_namespace_is_a_fault_that_check_finds() {
+    let Some(host) = Host::new("elsewhere") else { return };
+    host.start();
+    let other = Namespace::create(&format!("nf-{}-elsewhere2", std::process::id())).expect("a namespace");
+    let directory = std::env::temp_dir().join(format!("netfwd-wg-elsewhere-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("a directory");
+    write_secret(&directory.join("wg0.key"), "WAmgVYXkbT2bCtdcDwolI88/iVi/aV3/PHcUBTQSYmo=").expect("written");
+    let config = directory.join("gateway.toml");
+    let text = format!(
+        "[[underlay]]\ninterface = \"lo\"\nxdp = \"off\"\n[[tunnel]]\nname = \"{}\"\nkind = \"wireguard\"\n\
+         private_key_file = \"wg0.key\"\n",
+        host.device
+    );
+    fs::write(&config, text).expect("written");
+    let file = config.display().to_string();
+    let checked = other.command(NETFWD).args(["check", "--config", &file]).output().expect("it starts");
+    fs::remove_dir_all(&directory).expect("ours");
+    let (said, socket) = (String::from_utf8_lossy(&checked.stderr), host.socket());
+    let expected =
+        format!("{file}:5: tunnel.name: {}: another process serves a WireGuard device of that name", socket.display());
+    assert_eq!((checked.status.code(), said.trim_end()), (Some(1), expected.as_str()));
+    host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
+    host.assert_gone();
+}
+
 #[test]
 fn a_configured_tunnel_has_a_control_socket_and_finds_its_peers_by_name() {
     let Some(host) = Host::new("run") else { return };

@@ -21,7 +21,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
-use super::document::{Fault, Parsed, Section};
+use super::document::{Parsed, Section};
 use super::value::{allowed_ip, fault, integer, integer16, list, string, unicast};
 use crate::datapath::tunnel::wireguard::key::KeyError;
 use crate::datapath::tunnel::wireguard::{AllowedIpUpdate, DeviceUpdate, PeerUpdate};
@@ -274,8 +274,17 @@ fn is_host_name(text: &str) -> bool {
 fn secret<K>(value: &Spanned<DeValue<'_>>, file: &Path, parse: fn(&str) -> Result<K, KeyError>) -> Parsed<K> {
     let named = string(value, "wg0.key")?;
     let path = file.parent().unwrap_or(Path::new("")).join(named);
-    read_secret(&path, parse)
-        .map_err(|message| Fault { at: value.span(), message: format!("{}: {message}", path.display()) })
+    read_secret(&path, parse).or_else(|message| match looks_like_a_key(named) {
+        // Then it must not be repeated.
+        true => fault(value, "looks like a key itself: put it into a file of its own, and the file's name here"),
+        false => fault(value, format!("{}: {message}", path.display())),
+    })
+}
+
+/// Whether it is a key in base64, the padding perhaps lost on the way.
+fn looks_like_a_key(text: &str) -> bool {
+    let digits = text.trim().trim_end_matches('=');
+    digits.len() == 43 && digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/".contains(&c))
 }
 
 fn read_secret<K>(path: &PathBuf, parse: fn(&str) -> Result<K, KeyError>) -> Result<K, String> {
