@@ -32,7 +32,7 @@ use crate::control::wireguard::{Attached, Disappearance, attach};
 use crate::control::{Control, Stop, StopNotice};
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::Counters;
-use crate::datapath::tunnel::wireguard::Device;
+use crate::device_links::Followed;
 use crate::io::socket::SocketError;
 use crate::io::tun::DeviceError;
 use crate::order::Orders;
@@ -41,7 +41,7 @@ use crate::wireguard::desk::{Closing, Desk};
 use crate::wireguard::steering::{Steering, Underlays};
 use crate::wireguard::{Interface, InterfaceError};
 use crate::worker::{Shared, Worker};
-use crate::{addresses, mtus, reattach};
+use crate::{addresses, device_links, reattach};
 
 /// How long names and ports of a killed predecessor may stay taken.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -340,11 +340,11 @@ impl Running {
         metrics
     }
 
-    /// All WireGuard devices with their names.
-    fn wireguard_devices(&self) -> Vec<(String, Arc<Device>)> {
+    /// The links of all WireGuard devices.
+    fn wireguard_links(&self) -> Vec<Followed> {
         let named = |interface: &Arc<Interface>| {
             let tunnel = self.shared.table.get(interface.tunnel())?;
-            Some((tunnel.name.clone(), interface.device().clone()))
+            Some(Followed::new(tunnel.name.clone(), interface.device().clone()))
         };
         self.interfaces.iter().filter_map(named).collect()
     }
@@ -360,7 +360,7 @@ impl Running {
             }
         });
         control.runtime().spawn(addresses::follow(self.steering.clone()));
-        control.runtime().spawn(mtus::follow(self.wireguard_devices()));
+        control.runtime().spawn(device_links::follow(self.wireguard_links()));
         control.runtime().spawn(reattach::watch(self.underlays.clone(), self.orders.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {

@@ -69,11 +69,14 @@ impl Netlink {
         timeout(START_PATIENCE, self.list_links_with_addresses()).await?
     }
 
-    /// The MTU of one interface.
-    pub async fn mtu(&self, name: &str) -> io::Result<u32> {
+    /// The interface of that name, without its addresses; `None` if there is none.
+    pub async fn find(&self, name: &str) -> io::Result<Option<Link>> {
         let mut answer = self.0.link().get().match_name(name).execute();
-        let message = timeout(PATIENCE, answer.try_next()).await?.map_err(io::Error::other)?;
-        message.map(|message| link(message).mtu).ok_or(io::ErrorKind::NotFound.into())
+        match timeout(PATIENCE, answer.try_next()).await? {
+            Ok(message) => Ok(message.map(link)),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 
     async fn list_links(&self) -> io::Result<Vec<Link>> {

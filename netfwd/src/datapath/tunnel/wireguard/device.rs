@@ -34,6 +34,7 @@ pub struct Device {
     config: Mutex<Config>,
     own: Mutex<Own>,
     mtu: AtomicU16,
+    is_down: AtomicBool,
     queue: QueueSender,
     stats: Stats,
     errands: Mutex<Vec<Arc<Peer>>>,
@@ -81,6 +82,7 @@ impl Device {
             config: Mutex::default(),
             own: Mutex::default(),
             mtu: AtomicU16::new(DEFAULT_MTU),
+            is_down: AtomicBool::new(false),
             queue,
             stats: Stats::default(),
             errands: Mutex::default(),
@@ -107,6 +109,14 @@ impl Device {
     /// Padding does not grow packets beyond this: the device's MTU.
     pub fn set_mtu(&self, mtu: u16) {
         self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Its link was taken down, or is up again. While it is down, its peers have no sessions, get none, and hear nothing.
+    pub fn set_up(&self, is_up: bool) {
+        self.is_down.store(!is_up, Ordering::Release);
+        if is_up {
+            self.config().peers.values().for_each(|entry| self.resume(&entry.peer));
+        }
     }
 
     /// Other timers than the protocol's, for sessions that are made from now on: tests cannot wait for two minutes.
@@ -146,6 +156,10 @@ impl Device {
 
     pub(super) fn mtu(&self) -> usize {
         self.mtu.load(Ordering::Relaxed).into()
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        self.is_down.load(Ordering::Acquire)
     }
 
     pub(super) fn queue(&self) -> &QueueSender {
@@ -237,6 +251,17 @@ impl Device {
             let mut state = peer.lock();
             state.set_identity(identity.as_deref());
             self.sessions.sweep(peer, &mut state);
+        }
+    }
+
+    /// The link is up again: keepalives are due, and what came before that was known has to leave.
+    fn resume(&self, peer: &Arc<Peer>) {
+        let state = peer.lock();
+        if state.persistent_keepalive != 0 {
+            self.activate(peer);
+        }
+        if !state.staged.is_empty() {
+            self.ask_for(peer);
         }
     }
 

@@ -143,6 +143,9 @@ struct Visit<'a, E> {
 
 impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
     fn receive(&mut self, loaded: bool, message: &Message) -> Result<(), DropReason> {
+        if self.device.is_down() {
+            return Err(DropReason::NoSession);
+        }
         let identity = self.device.identity().ok_or(DropReason::Auth)?;
         let packet = Packet::copy_from(message.bytes());
         let is_known = message.lane == Lane::Known;
@@ -268,7 +271,7 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
             self.complete(peer, &mut state, Role::Responder);
         }
         self.release(peer, &mut state);
-        if !state.staged.is_empty() {
+        if !state.staged.is_empty() && !self.device.is_down() {
             self.initiate(peer, &mut state);
             self.device.activate(peer);
         }
@@ -339,6 +342,10 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
     }
 
     fn pass_time(&mut self, peer: &Arc<Peer>, state: &mut State) -> bool {
+        if self.device.is_down() {
+            self.suspend(state);
+            return false;
+        }
         let wants_keepalives = state.persistent_keepalive != 0 && state.path.is_some();
         if !wants_keepalives && state.staged.is_empty() && state.session.is_none() {
             return false;
@@ -372,6 +379,15 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
             self.initiate(peer, state);
         }
         true
+    }
+
+    /// The link is down: no session outlives that, as in the kernel (`wg_stop`).
+    fn suspend(&self, state: &mut State) {
+        if let Some(session) = &mut state.session {
+            session.reset();
+        }
+        state.forget_sessions();
+        self.drop_staged(state);
     }
 
     /// There is no session any more, and no answer to come.

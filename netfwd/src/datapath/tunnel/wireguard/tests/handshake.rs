@@ -425,6 +425,49 @@ fn without_a_key_nobody_is_answered() {
 }
 
 #[test]
+fn a_device_whose_link_is_down_neither_speaks_nor_answers() {
+    let (mut a, mut b) = Host::connected();
+    b.know(&a, |peer| peer.persistent_keepalive = Some(1));
+    b.device.set_up(false);
+    b.tick();
+    a.send(inner(2), &packet(1, 2, b"late")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b), (vec![], vec![]));
+    assert_eq!(b.device.sessions.len(), 0);
+    let mut c = Host::new(3);
+    c.know(&b, |_| {});
+    b.know(&c, |_| {});
+    c.send(inner(2), &packet(3, 2, b"hello")).unwrap();
+    let initiation = take(&mut c);
+    b.receive(&initiation);
+    assert_eq!(b.send(inner(1), &packet(2, 1, b"early")).unwrap().staged, 1);
+    sleep(Duration::from_millis(1100));
+    b.tick();
+    assert_eq!((b.wire.len(), b.device.peer_counts().active), (0, 0));
+
+    b.device.set_up(true);
+    b.work();
+    assert_eq!(kinds(&b.wire), [MessageType::Initiation], "what came before the link was known to be up leaves");
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"early")]);
+    b.receive(&initiation);
+    assert_eq!(kinds(&b.wire), [MessageType::Response]);
+}
+
+#[test]
+fn a_device_that_comes_up_begins_with_keepalives() {
+    let (mut a, mut b) = Host::connected();
+    a.know(&b, |peer| peer.persistent_keepalive = Some(25));
+    a.device.set_up(false);
+    a.tick();
+    take(&mut a);
+    a.device.set_up(true);
+    a.tick();
+    assert_eq!(kinds(&a.wire), [MessageType::Initiation]);
+    exchange(&mut a, &mut b);
+    b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
+}
+
+#[test]
 fn a_peer_that_is_the_device_itself_is_left_out() {
     let mut a = Host::new(1);
     a.update(PeerUpdate::new(a.public_key()));
