@@ -204,7 +204,7 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
         match session.handle_incoming_packet(WgKind::HandshakeInit(initiation)) {
             TunnResult::WriteToNetwork(WgKind::HandshakeResp(response)) => {
                 peer.count_received(message.bytes().len());
-                state.path = Some(message.path);
+                state.follow(message.path);
                 state.unconfirmed = Some(response.sender_idx.get());
                 self.device.activate(&peer);
                 self.send(&peer, &mut state, WgKind::HandshakeResp(response));
@@ -224,7 +224,7 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
         match session.handle_incoming_packet(answer) {
             TunnResult::WriteToNetwork(keepalive) => {
                 peer.count_received(message.bytes().len());
-                state.path = Some(message.path);
+                state.follow_answer(message.path);
                 self.complete(&peer, &mut state, Role::Initiator);
                 self.send(&peer, &mut state, keepalive);
                 self.flush_library(&peer, &mut state);

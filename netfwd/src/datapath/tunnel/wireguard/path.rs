@@ -14,7 +14,7 @@ pub struct Path {
     /// Where the peer is.
     pub remote: SocketAddr,
     /// Which of our addresses it wrote to last, so that the answer comes from there. `None`: the kernel chooses, since none is
-    /// known yet or the peer's place was configured.
+    /// known yet, the peer's place was configured, or the kernel's choice is what the peer writes to.
     pub local: Option<IpAddr>,
 }
 
