@@ -84,7 +84,7 @@ impl Handshakes {
         now: Now,
         loaded: bool,
         message: &Message,
-        emit: &mut impl FnMut(&Outgoing<'_>),
+        emit: &mut impl FnMut(&Outgoing<'_>) -> usize,
     ) {
         let mut visit = Visit { device, counters, now, press: &mut self.press, runs: &mut self.runs, emit };
         if let Err(reason) = visit.receive(loaded, message) {
@@ -99,7 +99,7 @@ impl Handshakes {
         device: &Device,
         counters: &Counters,
         now: Now,
-        emit: &mut impl FnMut(&Outgoing<'_>),
+        emit: &mut impl FnMut(&Outgoing<'_>) -> usize,
     ) {
         let mut peers = mem::take(&mut self.peers);
         device.take_errands(&mut peers);
@@ -111,7 +111,13 @@ impl Handshakes {
     }
 
     /// Timers: call it every [`TICK`], under a flood too.
-    pub fn tick(&mut self, device: &Device, counters: &Counters, now: Now, emit: &mut impl FnMut(&Outgoing<'_>)) {
+    pub fn tick(
+        &mut self,
+        device: &Device,
+        counters: &Counters,
+        now: Now,
+        emit: &mut impl FnMut(&Outgoing<'_>) -> usize,
+    ) {
         if let Some(identity) = device.identity() {
             identity.reset_counts();
         }
@@ -141,7 +147,7 @@ struct Visit<'a, E> {
     emit: &'a mut E,
 }
 
-impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
+impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
     fn receive(&mut self, loaded: bool, message: &Message) -> Result<(), DropReason> {
         if self.device.is_down() {
             return Err(DropReason::NoSession);

@@ -45,7 +45,8 @@ fn address(bytes: [u8; 16]) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
 }
 
-/// Datagrams for one peer, ready to be sent with one system call: `segment_size` bytes each, the last may be shorter.
+/// Datagrams for one peer, ready to be sent with one system call: `segment_size` bytes each, the last may be shorter. Whoever is
+/// given them to send says how many of their bytes left.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
     /// To whom, from which of our addresses.

@@ -573,3 +573,18 @@ fn bytes_are_counted_as_datagrams_with_their_headers() {
     assert_eq!((before_a.transmit_bytes, before_a.receive_bytes), (148 + 32 + 64, 92));
     assert_eq!((before_b.receive_bytes, before_b.transmit_bytes), (148 + 32 + 64, 92));
 }
+
+#[test]
+fn what_did_not_leave_is_not_counted_as_sent() {
+    let (mut a, b) = Host::pair();
+    let End { device, sealer, handshakes, counters, .. } = &mut a.end;
+    let hello = packet(1, 2, b"hello");
+    let packet = Inner { destination: inner(2).into(), ecn: 0, content: Content::Packet(&hello) };
+    sealer.seal(device, counters, &packet, &mut |_| 0).unwrap();
+    let mut tried = 0;
+    handshakes.run_errands(device, counters, Now::read(), &mut |run| {
+        tried += run.datagrams;
+        0
+    });
+    assert_eq!((tried, a.status(b.public_key()).transmit_bytes), (1, 0));
+}
