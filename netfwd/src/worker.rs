@@ -414,8 +414,9 @@ impl Worker {
         let now = Instant::now();
         let queues = (0..self.parts.queues.len()).map(Ready::Queue);
         let endpoints = (0..self.parts.endpoints.len()).map(Ready::Endpoint);
+        let ports = self.parts.wireguard.receivers().map(|(index, _)| Ready::Port(index));
         let devices = (0..self.parts.devices.iter().count()).map(Ready::Device);
-        let sources: Vec<_> = queues.chain(endpoints).chain(devices).collect();
+        let sources: Vec<_> = queues.chain(endpoints).chain(ports).chain(devices).collect();
         for _ in 0..DRAIN_ROUNDS {
             for &source in &sources {
                 self.serve(source, now);
