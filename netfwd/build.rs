@@ -1,4 +1,4 @@
-//! Builds the eBPF object that `netfwd::ebpf` embeds.
+//! Builds the eBPF objects that `netfwd::ebpf` embeds.
 //!
 //! The BPF target needs a `core` of its own, and there are two ways to one: a rustup nightly with rust-src compiles it, and
 //! Debian packages it ready-made (`libstd-rust-web-dev-bpf`) for Debian's own rustc. Whichever is installed is used,
@@ -12,8 +12,12 @@ use std::process::{Command, ExitCode};
 
 const TARGET: &str = "bpfel-unknown-none";
 /// Binaries of the eBPF crate, and the variables that tell the crate's targets where they are.
-const OBJECTS: [(&str, &str); 2] = [("netfwd", "NETFWD_EBPF_OBJECT_PATH"), ("bench", "NETFWD_EBPF_BENCH_PATH")];
-/// An object built elsewhere.
+const OBJECTS: [(&str, &str); 3] = [
+    ("netfwd", "NETFWD_EBPF_OBJECT_PATH"),
+    ("steering", "NETFWD_EBPF_STEERING_PATH"),
+    ("bench", "NETFWD_EBPF_BENCH_PATH"),
+];
+/// The first of them, built elsewhere.
 const OVERRIDE: &str = "NETFWD_EBPF_OBJECT";
 
 fn main() -> ExitCode {
@@ -32,7 +36,7 @@ fn run() -> Result<(), String> {
     let workspace = netfwd.parent().ok_or("the package lies in a workspace")?;
     println!("cargo::rerun-if-env-changed={OVERRIDE}");
     if let Some(path) = env::var_os(OVERRIDE) {
-        return use_object(Path::new(&path), &out);
+        return use_objects(Path::new(&path), &out);
     }
     let source = workspace.join("netfwd-ebpf");
     for part in ["src", "Cargo.toml", "Cargo.lock"] {
@@ -47,19 +51,24 @@ fn run() -> Result<(), String> {
     Ok(())
 }
 
-/// Takes an object as it is, and the benchmark's companion beside it, if there is one.
-fn use_object(path: &Path, out: &Path) -> Result<(), String> {
-    println!("cargo::rerun-if-changed={}", path.display());
-    let path = path.canonicalize().map_err(|error| format!("{OVERRIDE}={}: {error}", path.display()))?;
-    let mut companion = path.with_file_name("bench");
-    if !companion.exists() {
-        companion = out.join("no-bench-object");
-        fs::write(&companion, []).map_err(|error| format!("{}: {error}", companion.display()))?;
+/// Takes objects as they are: the one given, and beside it `steering`, which must be there, and `bench`, which need not.
+fn use_objects(path: &Path, out: &Path) -> Result<(), String> {
+    let netfwd = given(path)?;
+    let steering = given(&netfwd.with_file_name("steering"))?;
+    let mut bench = netfwd.with_file_name("bench");
+    if !bench.exists() {
+        bench = out.join("no-bench-object");
+        fs::write(&bench, []).map_err(|error| format!("{}: {error}", bench.display()))?;
     }
-    for ((_, variable), path) in OBJECTS.iter().zip([path, companion]) {
+    for ((_, variable), path) in OBJECTS.iter().zip([netfwd, steering, bench]) {
         println!("cargo::rustc-env={variable}={}", path.display());
     }
     Ok(())
+}
+
+fn given(path: &Path) -> Result<PathBuf, String> {
+    println!("cargo::rerun-if-changed={}", path.display());
+    path.canonicalize().map_err(|error| format!("{OVERRIDE}: {}: {error}", path.display()))
 }
 
 /// What can compile for the BPF target.
@@ -81,7 +90,7 @@ impl Toolchain {
                  BPF library is installed. `cargo xtask setup` installs what is missing; by hand it is either `rustup \
                  toolchain install nightly --component rust-src`, or `apt-get install rustc-web cargo-web \
                  libstd-rust-web-dev-bpf`, and `cargo install bpf-linker` in both cases. Or set NETFWD_EBPF_OBJECT to \
-                 an object built elsewhere."
+                 an object built elsewhere, which has the object `steering` beside it."
                 .to_owned())
         }
     }

@@ -11,5 +11,7 @@ pub mod abi;
 pub mod checksum;
 pub mod classify;
 pub mod cursor;
+mod flow_hash;
 pub mod reason;
+pub mod steering;
 pub mod wire;

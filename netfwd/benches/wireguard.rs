@@ -5,8 +5,12 @@
 //! peer each, and what is sealed is opened, so everything is in the cache. The bare AEAD is what both call inside: aws-lc-rs, in
 //! place.
 //!
+//! What the first messages of sessions cost is measured beside it, in nanoseconds per message (`wireguard/handshakes.rs`).
+//!
 //! The figures are medians over rounds that alternate. A table goes to stderr, one JSON object per figure to stdout.
 
+#[path = "wireguard/handshakes.rs"]
+mod handshakes;
 #[path = "../tests/segmentation/mod.rs"]
 mod segmentation;
 #[path = "../tests/wireguard/mod.rs"]
@@ -16,6 +20,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use handshakes::Cookie;
 use netfwd::datapath::tunnel::wireguard::Content;
 use segmentation::{Shape, pattern};
 use wireguard::{End, Wire, superframe};
@@ -28,6 +33,11 @@ const PACKET: usize = 1_400;
 const PADDED: usize = 1_408;
 
 fn main() {
+    sessions();
+    initiations();
+}
+
+fn sessions() {
     let shape = Shape::tcp(false, vec![]);
     let size = PACKET - shape.header_len();
     let frame = Shape { payload: pattern(SEGMENTS * size, 1), ..shape }.frame(size);
@@ -54,14 +64,29 @@ fn main() {
     for (what, ours, bare) in [("seal", sealing, bare_sealing), ("open", opening, bare_opening)] {
         eprintln!("{what:<6} {ours:>7.1} ns {bare:>7.1} ns {:>7.1} ns {:>6.2}x", ours - bare, ours / bare);
         for (subject, value) in [("netfwd", ours), ("aws-lc-rs", bare)] {
-            println!(
-                "{}",
-                serde_json::json!({
-                    "bench": "wireguard", "case": what, "subject": subject, "value": value, "unit": "ns/packet",
-                })
-            );
+            print_json(what, subject, value, "ns/packet");
         }
     }
+}
+
+fn initiations() {
+    eprintln!("{:<32} {:>10}", "initiation", "netfwd");
+    for (cookie, value) in handshakes::measure() {
+        let (what, subject) = match cookie {
+            Cookie::Absent => ("without a cookie, cookie reply", "netfwd"),
+            Cookie::Wrong => ("with a wrong cookie, put back", "netfwd"),
+            Cookie::Right => ("with a right cookie, session", "netfwd"),
+            Cookie::Hashes => ("what has to be hashed", "blake2"),
+        };
+        eprintln!("{what:<32} {value:>7.0} ns");
+        print_json(what, subject, value, "ns/message");
+    }
+}
+
+fn print_json(case: &str, subject: &str, value: f64, unit: &str) {
+    let line =
+        serde_json::json!({ "bench": "wireguard", "case": case, "subject": subject, "value": value, "unit": unit });
+    println!("{line}");
 }
 
 fn per_packet(run: impl FnOnce()) -> f64 {

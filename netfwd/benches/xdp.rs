@@ -1,5 +1,5 @@
 //! What the XDP program costs per packet, by `BPF_PROG_TEST_RUN` with a repeat count, beside an empty program and a
-//! bare `bpf_csum_diff` over the same packet.
+//! bare `bpf_csum_diff` over the same packet; and what the program costs that chooses a device's queue.
 //!
 //! The subjects take turns within each round, so a change of the machine's speed hits all of them; the figure is the median
 //! over the rounds. Repeated runs find the metadata area already grown, so the one helper call that grows it is not
@@ -12,8 +12,9 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use anyhow::Context as _;
 use aya::Ebpf;
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{SocketFilter, TestRun as _, TestRunOptions, Xdp};
 use netfwd::datapath::table::{ForwardingTable, Tunnel};
+use netfwd::ebpf::STEERING;
 use netfwd::io::xdp::XdpProgram;
 use netfwd_common::abi::{Policy, TunnelKind};
 use packets::{Field, Inner, Outer};
@@ -26,9 +27,26 @@ const REPEAT: u32 = 20_000;
 struct Case<'a> {
     name: &'static str,
     subject: &'static str,
-    program: &'a Xdp,
+    program: Program<'a>,
     frame: Vec<u8>,
     samples: Vec<u64>,
+}
+
+/// Of either type.
+enum Program<'a> {
+    Xdp(&'a Xdp),
+    Filter(&'a SocketFilter),
+}
+
+impl Case<'_> {
+    fn nanoseconds(&self) -> anyhow::Result<u64> {
+        let options = TestRunOptions { data_in: Some(&self.frame), repeat: REPEAT, ..TestRunOptions::new() };
+        let result = match self.program {
+            Program::Xdp(program) => program.test_run(options)?,
+            Program::Filter(program) => program.test_run(options)?,
+        };
+        Ok(result.duration.as_nanos() as u64)
+    }
 }
 
 fn main() -> anyhow::Result<()> {
@@ -49,12 +67,31 @@ fn main() -> anyhow::Result<()> {
     let (ours, empty, csum_diff, sum) =
         (xdp.program()?, companion("empty")?, companion("csum_diff")?, companion("sum")?);
 
+    let mut steering = Ebpf::load(STEERING).context("the object for steering")?;
+    for (_, program) in steering.programs_mut() {
+        <&mut SocketFilter>::try_from(program)?.load()?;
+    }
+    let steering = |name: &str| -> anyhow::Result<Program<'_>> {
+        Ok(Program::Filter(steering.program(name).context("no such program")?.try_into()?))
+    };
+
     // 1450 bytes in all: the figure that is promised.
     let tcp = || Outer::vxlan4(7).frame(&Inner::tcp4(1450 - 50 - 14 - 40).ethernet(0));
     let zero = || Outer::vxlan4(7).checksum(Field::Zero).frame(&Inner::tcp4(1450 - 50 - 14 - 40).ethernet(0));
     // 1408 bytes of message, so that the frame has 1450 as well.
     let data = Outer::wireguard4(51820).datagram(&packets::wireguard(4, 1450 - 42));
-    let case = |name, subject, program, frame| Case { name, subject, program, frame, samples: Vec::new() };
+    let case = |name, subject, program, frame| Case {
+        name,
+        subject,
+        program: Program::Xdp(program),
+        frame,
+        samples: Vec::new(),
+    };
+    // A test run takes an Ethernet header away from such a program's packet.
+    let queue = |name, program: &str, packet: &[u8]| -> anyhow::Result<Case<'_>> {
+        let frame = [&[0; 12][..], &[0x88, 0xb5], packet].concat();
+        Ok(Case { name, subject: "steering", program: steering(program)?, frame, samples: Vec::new() })
+    };
     let mut cases = vec![
         case("1450 B vxlan tcp", "empty", empty, tcp()),
         case("1450 B vxlan tcp", "netfwd", ours, tcp()),
@@ -72,11 +109,14 @@ fn main() -> anyhow::Result<()> {
         case("unknown vni", "netfwd", ours, Outer::vxlan4(99).frame(&Inner::udp4(22).ethernet(0))),
         case("bad inner header", "netfwd", ours, Outer::vxlan4(7).frame(&[0; 13])),
         case("not ours: tcp", "netfwd", ours, packets::ethernet([10, 0, 0, 1].into(), 0, &Inner::tcp4(100).bytes())),
+        queue("queue of a tun: tcp over ipv4", "tun", &Inner::tcp4(1400).bytes())?,
+        queue("queue of a tun: tcp over ipv6", "tun", &Inner::tcp6(1400).bytes())?,
+        queue("queue of a tap: tcp over ipv4", "tap", &Inner::tcp4(1400).ethernet(0))?,
+        queue("queue of a tap: tcp over ipv6", "tap", &Inner::tcp6(1400).ethernet(0))?,
     ];
     for _ in 0..ROUNDS {
         for case in &mut cases {
-            let options = TestRunOptions { data_in: Some(&case.frame), repeat: REPEAT, ..TestRunOptions::new() };
-            case.samples.push(case.program.test_run(options)?.duration.as_nanos() as u64);
+            case.samples.push(case.nanoseconds()?);
         }
     }
     eprintln!("{:<36} {:<14} {:>9} {:>9}", "case", "subject", "ns/packet", "least");

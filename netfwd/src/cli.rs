@@ -10,7 +10,7 @@ use crate::io::tun::{DeviceError, check_name};
 
 /// An eBPF/XDP accelerated tunnel gateway
 #[derive(Debug, Parser)]
-#[command(name = "netfwd", version, arg_required_else_help = true)]
+#[command(name = "netfwd", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -32,7 +32,7 @@ pub enum Command {
     /// Make a WireGuard device that wg and wg-quick configure, in the place of wireguard-go
     ///
     /// Returns once the device and its control socket exist; they stay until the link is deleted, the socket removed, or
-    /// SIGTERM comes. LOG_LEVEL (verbose, error, silent) is heeded as wireguard-go does. Under the name netfwd-wg (a
+    /// SIGTERM comes. LOG_LEVEL (verbose, error, silent) and WG_PROCESS_FOREGROUND=1 mean what they mean to wireguard-go. Under the name netfwd-wg (a
     /// symbolic link) the program is this command: what WG_QUICK_USERSPACE_IMPLEMENTATION wants.
     Wg(Wg),
     /// Check a configuration, and whether this machine can do what it says

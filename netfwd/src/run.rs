@@ -22,7 +22,6 @@ mod assembly;
 
 use assembly::Gateway;
 
-use crate::addresses;
 use crate::config::{self, Config};
 use crate::control::health::{Health, Heartbeat};
 use crate::control::links::Link;
@@ -33,15 +32,16 @@ use crate::control::wireguard::{Attached, Disappearance, attach};
 use crate::control::{Control, Stop, StopNotice};
 use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::Counters;
+use crate::device_links::Followed;
 use crate::io::socket::SocketError;
 use crate::io::tun::DeviceError;
 use crate::order::Orders;
-use crate::reattach;
 use crate::underlay::UnderlayError;
 use crate::wireguard::desk::{Closing, Desk};
 use crate::wireguard::steering::{Steering, Underlays};
 use crate::wireguard::{Interface, InterfaceError};
 use crate::worker::{Shared, Worker};
+use crate::{addresses, device_links, reattach};
 
 /// How long names and ports of a killed predecessor may stay taken.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -95,13 +95,16 @@ pub fn run(config: Config) -> Result<(), RunError> {
     let Some(gateway) = assemble(&mut control, &config, links, mtus)? else { return Ok(()) };
     // Port 0 has become another one.
     let listen = listener.local_addr().unwrap_or(config.metrics.listen);
-    let told = || info!("ready: metrics on http://{listen}/metrics");
+    let told = || {
+        info!("ready: metrics on http://{listen}/metrics");
+        Ok(())
+    };
     operate(control, &config, gateway, Serving::Metrics(listener), told)
 }
 
 /// Runs one WireGuard device that is configured over its control socket, without metrics, until it is told to end, its link
-/// is deleted or its control socket removed. `ready` is called once device and socket are there.
-pub fn run_device(name: String, ready: impl FnOnce()) -> Result<(), RunError> {
+/// is deleted or its control socket removed. `ready` is called once device and socket are there; its error is the end.
+pub fn run_device(name: String, ready: impl FnOnce() -> io::Result<()>) -> Result<(), RunError> {
     let config = Arc::new(Config::of_device(name));
     let mut control = begin(&config)?;
     let links = control.links().map_err(system("cannot list the interfaces"))?;
@@ -148,7 +151,7 @@ fn operate(
     config: &Config,
     mut gateway: Gateway,
     serving: Serving,
-    ready: impl FnOnce(),
+    ready: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), RunError> {
     let notice = StopNotice::default();
     let mut disappearance = Disappearance::Stays;
@@ -160,7 +163,7 @@ fn operate(
     let health = Arc::new(Health::default());
     let running = gateway.start(&health, &notice)?;
     running.spawn_chores(&control);
-    ready();
+    ready().map_err(system("cannot tell that all is ready"))?;
     let stop = match serving {
         Serving::Metrics(listener) => control.serve(listener, running.metrics(&config.metrics), health, &notice),
         Serving::Device => control.wait(&notice),
@@ -337,6 +340,15 @@ impl Running {
         metrics
     }
 
+    /// The links of all WireGuard devices.
+    fn wireguard_links(&self) -> Vec<Followed> {
+        let named = |interface: &Arc<Interface>| {
+            let tunnel = self.shared.table.get(interface.tunnel())?;
+            Some(Followed::new(tunnel.name.clone(), interface.device().clone()))
+        };
+        self.interfaces.iter().filter_map(named).collect()
+    }
+
     /// What the control thread does beside serving.
     fn spawn_chores(&self, control: &Control) {
         let (fdbs, epoch) = (self.shared.fdbs.clone(), self.shared.epoch);
@@ -348,6 +360,7 @@ impl Running {
             }
         });
         control.runtime().spawn(addresses::follow(self.steering.clone()));
+        control.runtime().spawn(device_links::follow(self.wireguard_links()));
         control.runtime().spawn(reattach::watch(self.underlays.clone(), self.orders.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {

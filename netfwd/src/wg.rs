@@ -20,7 +20,7 @@ const READY: &[u8] = b"ready\n";
 
 /// Runs the command; `describe` makes one line of an error.
 pub fn run(arguments: &Wg, describe: impl Fn(&RunError) -> String) -> ExitCode {
-    if !arguments.foreground && !arguments.background {
+    if !arguments.foreground && !arguments.background && !wants_foreground() {
         return start_in_background(&arguments.name);
     }
     let level = env::var("LOG_LEVEL").ok();
@@ -32,11 +32,8 @@ pub fn run(arguments: &Wg, describe: impl Fn(&RunError) -> String) -> ExitCode {
         let _ = setsid();
     }
     let logs = level.is_some_and(|level| level != "silent");
-    let ready = || {
-        if in_background && let Err(error) = tell_ready(logs) {
-            tracing::warn!("cannot tell that all is ready: {error}");
-        }
-    };
+    // Where nobody waits any more, whoever wanted the device has given it up.
+    let ready = || if in_background { tell_ready(logs) } else { Ok(()) };
     match run_device(arguments.name.clone(), ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -44,6 +41,11 @@ pub fn run(arguments: &Wg, describe: impl Fn(&RunError) -> String) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The other way to say `-f`: wireguard-go's, which service files use.
+fn wants_foreground() -> bool {
+    env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1")
 }
 
 /// Starts the process that stays and waits until it is ready; its errors come out where ours would.

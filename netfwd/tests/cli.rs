@@ -45,9 +45,12 @@ fn loopback(port: u16, extra: &str) -> String {
 
 #[test]
 fn the_version_is_told() {
-    let output = netfwd(&["--version"]);
-    assert!(output.status.success());
-    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("netfwd {}\n", env!("CARGO_PKG_VERSION")));
+    // The latter is what `netfwd-wg --version` is.
+    for (arguments, name) in [(&["--version"][..], "netfwd"), (&["wg", "--version"], "netfwd-wg")] {
+        let output = netfwd(arguments);
+        assert!(output.status.success());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{name} {}\n", env!("CARGO_PKG_VERSION")));
+    }
 }
 
 #[test]

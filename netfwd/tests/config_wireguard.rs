@@ -141,6 +141,9 @@ fn key_files_are_closed_to_others_and_hold_one_key() {
     directory.write("empty.key", "", 0o600);
     directory.write("zero.key", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", 0o600);
     let key = |file: &str| tunnel("", "").replace("wg0.key", file);
+    // Whoever puts it there must not find it in the log.
+    let itself =
+        "7: tunnel.private_key_file: looks like a key itself: put it into a file of its own, and the file's name here";
     let no_key = "not a key: 44 characters of base64, as `wg genkey` prints them, are expected";
     for file in ["long.key", "two.key", "empty.key"] {
         assert_eq!(directory.line(&key(file)), format!("7: tunnel.private_key_file: {file}: {no_key}"));
@@ -159,6 +162,8 @@ fn key_files_are_closed_to_others_and_hold_one_key() {
             "7: tunnel.private_key_file: none.key: cannot be read: No such file or directory (os error 2)",
         ),
         (key("."), "7: tunnel.private_key_file: .: is no file"),
+        (key(PRIVATE), itself),
+        (key(PRIVATE.trim_end_matches('=')), itself),
         (key("zero.key"), "7: tunnel.private_key_file: is all zeroes, which is no key"),
         (
             tunnel("", "").replace("private_key_file = \"wg0.key\"\n", ""),
@@ -282,6 +287,8 @@ fn endpoints_are_addresses_or_names_with_a_port() {
             format!("10: tunnel.peer.endpoint: {nobody} is nobody's: {expected}")
         );
     }
+    let mapped = "10: tunnel.peer.endpoint: [::ffff:192.0.2.1]:7 is an IPv4 address in disguise: write \"192.0.2.1:7\"";
+    assert_eq!(directory.line(&endpoint("[::ffff:192.0.2.1]:7")), mapped);
 }
 
 #[test]
@@ -294,6 +301,10 @@ fn peers_do_not_collide() {
     directory.refused(&[
         (second(PEER, ""), "12: tunnel.peer.public_key: already the peer of line 9"),
         (second(&own, ""), "12: tunnel.peer.public_key: is our own, that of private_key_file: name the other end's"),
+        (
+            second("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", ""),
+            "12: tunnel.peer.public_key: is nobody's secret: everybody could pass for this peer",
+        ),
         (
             second(OTHER, "allowed_ips = [\"10.2.0.0/16\",\n\"10.1.0.0/16\"]\n"),
             "14: tunnel.peer.allowed_ips: 10.1.0.0/16 is listed already in line 10: a prefix belongs to one peer",

@@ -245,6 +245,27 @@ fn the_units_capabilities_are_enough() {
     assert_nothing_left(&lab);
 }
 
+/// A gateway on sockets alone needs no capability for its programs but CAP_BPF, and does without: then it says so.
+#[test]
+fn on_sockets_alone_cap_bpf_is_enough_for_queues_that_follow_flows() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::with(Options { queues: 2, ..Options::default() }).unwrap();
+    let config = Config::of(&lab).xdp("off").text();
+    let run = |more: &str| {
+        let bounded = format!("setpriv --bounding-set=-all,+net_admin,+net_raw,+net_bind_service{more}");
+        let run = run_to_end(&lab, &for_some_seconds(&format!("{bounded} netfwd run --config FILE")), &config);
+        assert!(run.code == Some(0) && run.complaints().is_empty(), "{:?}\n{}", run.code, run.text);
+        assert_nothing_left(&lab);
+        run.text.lines().filter(|line| line.contains("the kernel chooses queues its own way")).count()
+    };
+    assert_eq!(run(",+bpf"), 0);
+    // Where that is 0, a program of this type is anybody's to load.
+    let is_restricted = std::fs::read_to_string("/proc/sys/kernel/unprivileged_bpf_disabled").unwrap().trim() != "0";
+    assert_eq!(run(""), usize::from(is_restricted));
+}
+
 /// Wherever in its start it is: the end is a good one, or, before it listens, the signal's own.
 #[test]
 fn a_signal_during_the_start_leaves_nothing() {

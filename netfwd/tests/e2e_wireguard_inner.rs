@@ -9,11 +9,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use e2e::packets::{Capture, Packet, TCP, awaited, bound};
-use e2e::wireguard::start;
+use e2e::wireguard::{HANDSHAKE, start};
 use e2e::{FAMILIES, Rig};
 use made::{Field, Inner, UDP};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with, sockopt};
 use xtask::lab::{Family, Options, Program, Side, Tunnel};
+use xtask::machine::wait_until;
 
 /// RFC 3168's codepoints, by value: Not-ECT, ECT(1), ECT(0), CE.
 const CODEPOINTS: [u8; 4] = [0b00, 0b01, 0b10, 0b11];
@@ -96,6 +97,34 @@ fn congestion_on_the_way_shows_inside() {
 }
 
 /// Packets as they are into the far end's device: its kernel believes the checksums.
+impl Rig {
+    /// Bytes of the datagram that leaves for a UDP packet of this length.
+    fn sealed_length(&self, length: usize) -> u64 {
+        let [source, target] = [self.lab.gateway_address(Family::V4), self.lab.peer_address(Family::V4)];
+        let sent = || self.state().peer().expect("one peer").sent;
+        let (before, sender) = (sent(), bound(&self.lab.gateway, source, 0));
+        sender.send_to(&vec![0; length - 28], (target, PORT)).expect("a datagram");
+        assert!(wait_until(HANDSHAKE, || sent() > before), "nothing leaves");
+        sent() - before
+    }
+}
+
+/// Else a full packet would be fragmented on an underlay that the MTU was chosen for.
+#[test]
+fn padding_keeps_to_the_mtu_that_the_device_is_given() {
+    let Some(rig) = start(Tunnel::wireguard(Program::WireguardGo)) else { return };
+    rig.greet();
+    for mtu in [1300_usize, 1412, 1500, 1420] {
+        rig.lab.gateway.ip(&format!("link set {} mtu {mtu}", rig.tunnel().name)).expect("an MTU");
+        for length in [mtu - 5, mtu - 20, mtu] {
+            let expected = (length.next_multiple_of(16).min(mtu) + 32) as u64;
+            let fits = wait_until(HANDSHAKE, || rig.sealed_length(length) == expected);
+            assert!(fits, "{length} bytes of {mtu}: {} instead of {expected}", rig.sealed_length(length));
+        }
+    }
+    rig.stop();
+}
+
 fn send_raw(rig: &Rig, packets: &[Inner]) {
     for packet in packets {
         let family = if packet.source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use e2e::Rig;
 use e2e::wireguard::{HANDSHAKE, start};
 use xtask::lab::{DeviceState, Family, KeyPair, Program, Side, Tunnel, generate_preshared, read_secret, write_secret};
+use xtask::machine::wait_until;
 
 const NO_ANSWER: Duration = Duration::from_secs(3);
 
@@ -176,5 +177,25 @@ fn a_persistent_keepalive_keeps_coming() {
     // Keepalives of 32 bytes, and nothing else.
     let grown = received() - before;
     assert!((96..=160).contains(&grown) && grown.is_multiple_of(32), "{grown} bytes in four seconds");
+    rig.stop();
+}
+
+/// As with the kernel's device: who takes a link down switches the tunnel off.
+#[test]
+fn a_link_that_is_taken_down_is_silent_and_comes_back() {
+    let Some(rig) = rig() else { return };
+    let public = &rig.far_end().keys.peer.public;
+    rig.wg(&format!("set NAME peer {public} persistent-keepalive 1"));
+    let link = |state: &str| rig.lab.gateway.ip(&format!("link set {} {state}", rig.tunnel().name)).expect("a link");
+    let received = || rig.far_state().peer().expect("one peer").received;
+    link("down");
+    // The last keepalive was on its way.
+    std::thread::sleep(Duration::from_secs(1));
+    let before = received();
+    assert!(!rig.answers(Side::Peer, NO_ANSWER));
+    assert_eq!(received(), before, "something is sent");
+    link("up");
+    assert!(wait_until(HANDSHAKE, || received() > before), "no keepalive");
+    assert!(rig.answers(Side::Peer, HANDSHAKE) && rig.answers(Side::Gateway, HANDSHAKE));
     rig.stop();
 }

@@ -133,10 +133,28 @@ fn the_name_netfwd_wg_takes_the_device_alone_as_wg_quick_gives_it() {
 #[test]
 fn in_the_foreground_it_stays_and_a_signal_is_a_good_end() {
     let Some(host) = Host::new("front") else { return };
-    let mut child = host.namespace.command(NETFWD).args(["wg", "-f", &host.device]).spawn().expect("it starts");
-    assert!(wait_until(PATIENCE, || host.socket().exists() && host.has_link()));
-    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
-    assert!(child.wait().expect("ours").success());
+    // wireguard-go's way to say it, which service files use, does as well.
+    for (option, variable) in [(&["-f"][..], "0"), (&[], "1")] {
+        let mut command = host.namespace.command(NETFWD);
+        command.arg("wg").args(option).arg(&host.device).env("WG_PROCESS_FOREGROUND", variable);
+        let mut child = command.spawn().expect("it starts");
+        assert!(wait_until(PATIENCE, || host.socket().exists() && host.has_link()));
+        assert!(child.try_wait().expect("ours").is_none(), "it has gone to the background");
+        output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
+        assert!(child.wait().expect("ours").success());
+        host.assert_gone();
+    }
+}
+
+#[test]
+fn nothing_stays_for_a_caller_who_did_not_wait() {
+    let Some(host) = Host::new("alone") else { return };
+    let mut command = host.namespace.command(NETFWD);
+    let mut child =
+        command.args(["wg", "--background", &host.device]).stdout(Stdio::piped()).spawn().expect("it starts");
+    drop(child.stdout.take());
+    assert!(wait_until(PATIENCE, || child.try_wait().expect("ours").is_some()), "it stays");
+    assert!(!child.wait().expect("ours").success());
     host.assert_gone();
 }
 
@@ -177,6 +195,33 @@ fn a_name_that_is_none_is_an_error_on_the_caller_s_stderr() {
     let said = String::from_utf8_lossy(&stderr);
     assert_eq!(status.code(), Some(2), "{said}");
     assert!(said.contains("is no interface name"), "{said}");
+}
+
+/// Control sockets are in one directory for all namespaces, so a device of that name may be served without being seen.
+#[test]
+fn a_name_that_is_served_in_another_namespace_is_a_fault_that_check_finds() {
+    let Some(host) = Host::new("elsewhere") else { return };
+    host.start();
+    let other = Namespace::create(&format!("nf-{}-elsewhere2", std::process::id())).expect("a namespace");
+    let directory = std::env::temp_dir().join(format!("netfwd-wg-elsewhere-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("a directory");
+    write_secret(&directory.join("wg0.key"), "WAmgVYXkbT2bCtdcDwolI88/iVi/aV3/PHcUBTQSYmo=").expect("written");
+    let config = directory.join("gateway.toml");
+    let text = format!(
+        "[[underlay]]\ninterface = \"lo\"\nxdp = \"off\"\n[[tunnel]]\nname = \"{}\"\nkind = \"wireguard\"\n\
+         private_key_file = \"wg0.key\"\n",
+        host.device
+    );
+    fs::write(&config, text).expect("written");
+    let file = config.display().to_string();
+    let checked = other.command(NETFWD).args(["check", "--config", &file]).output().expect("it starts");
+    fs::remove_dir_all(&directory).expect("ours");
+    let (said, socket) = (String::from_utf8_lossy(&checked.stderr), host.socket());
+    let expected =
+        format!("{file}:5: tunnel.name: {}: another process serves a WireGuard device of that name", socket.display());
+    assert_eq!((checked.status.code(), said.trim_end()), (Some(1), expected.as_str()));
+    host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
+    host.assert_gone();
 }
 
 #[test]

@@ -7,6 +7,7 @@ use zerocopy::transmute;
 
 use crate::checksum::Sum;
 use crate::cursor::Cursor;
+use crate::flow_hash::{fold, mix};
 use crate::reason::DropReason;
 use crate::wire::wireguard::MessageType;
 use crate::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6, tcp, udp, vxlan};
@@ -58,7 +59,7 @@ impl<C: Cursor> Inner<C> {
     /// The rest of a WireGuard message, whose session takes the place of a flow.
     #[inline(always)]
     fn sealed(body: C, len: usize, message: MessageType, header: &Header) -> Self {
-        let flow_hash = if message == MessageType::Data { fold_hash(mix(0, header.receiver())) } else { 0 };
+        let flow_hash = if message == MessageType::Data { fold(mix(0, header.receiver())) } else { 0 };
         Self { flow_hash, ..Self::whole(L4::Sealed, body.skip(0), len) }
     }
 
@@ -123,7 +124,7 @@ pub(super) fn parse<C: Cursor>(packet: C, content: Content, len: usize, header: 
         l4: transport.l4,
         header: network.header,
         pseudo: network.pseudo,
-        flow_hash: fold_hash(transport.hash),
+        flow_hash: fold(transport.hash),
     })
 }
 
@@ -248,17 +249,4 @@ fn parse_udp(packet: impl Cursor, network: &Network) -> Result<Transport, Refusa
     }
     let l4 = if checksum == 0 { L4::Absent } else { L4::Udp };
     Ok(Transport { l4, hash: mix(network.hash, words[0]) })
-}
-
-/// One step of a multiplicative hash: two instructions in BPF, and enough to spread flows over sockets and source ports.
-#[inline(always)]
-fn mix(hash: u64, word: u32) -> u64 {
-    (hash ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// The upper sixteen bits, to which every word has spread; 0 is kept for "no flow".
-#[inline(always)]
-fn fold_hash(hash: u64) -> u16 {
-    let folded = (hash >> 48) as u16;
-    if folded == 0 { 1 } else { folded }
 }

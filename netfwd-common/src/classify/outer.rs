@@ -11,9 +11,6 @@ use crate::wire::{IPPROTO_UDP, ethernet, ipv4, ipv6, udp};
 use super::exact::{Address, Match, Origin, find};
 use super::{Lookup, Refusal};
 
-/// Most VLAN tags that are looked behind, outside and inside.
-const MAX_VLAN_TAGS: usize = 2;
-
 /// The outer headers of a UDP datagram.
 pub(super) struct Outer {
     pub ecn: u8,
@@ -58,7 +55,7 @@ pub(super) fn parse_link(frame: impl Cursor) -> Option<Link> {
     let mut len = ethernet::HEADER_LEN;
     let mut ethertype = frame.load_u16(len - 2)?;
     let mut sum = Sum::ZERO.add_words::<3>(frame.load_words(0)?);
-    for _ in 0..MAX_VLAN_TAGS {
+    for _ in 0..ethernet::MAX_VLAN_TAGS {
         if !matches!(ethertype, ethernet::ETHERTYPE_VLAN | ethernet::ETHERTYPE_QINQ) {
             break;
         }

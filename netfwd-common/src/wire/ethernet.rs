@@ -7,6 +7,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const HEADER_LEN: usize = 14;
 /// Length of one 802.1Q tag.
 pub const VLAN_TAG_LEN: usize = 4;
+/// Most tags that are looked behind.
+pub const MAX_VLAN_TAGS: usize = 2;
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;

@@ -21,7 +21,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 use zeroize::Zeroizing;
 
-use super::document::{Fault, Parsed, Section};
+use super::document::{Parsed, Section};
 use super::value::{allowed_ip, fault, integer, integer16, list, string, unicast};
 use crate::datapath::tunnel::wireguard::key::KeyError;
 use crate::datapath::tunnel::wireguard::{AllowedIpUpdate, DeviceUpdate, PeerUpdate};
@@ -178,6 +178,9 @@ fn peer(entry: &mut Section<'_, '_>, seen: &mut Seen, own: Option<PublicKey>, fi
     if public_key.is_some() && public_key == own {
         entry.fault("public_key", "is our own, that of private_key_file: name the other end's");
     }
+    if public_key.as_ref().is_some_and(PublicKey::has_small_order) {
+        entry.fault("public_key", "is nobody's secret: everybody could pass for this peer");
+    }
     let preshared_key = entry.optional("preshared_key_file", |value| secret(value, file, PresharedKey::from_base64));
     let endpoint = entry.optional("endpoint", endpoint);
     let allowed_ips = allowed_ips(entry, seen);
@@ -221,6 +224,11 @@ fn endpoint(value: &Spanned<DeValue<'_>>) -> Parsed<Endpoint> {
     let text = string(value, "192.0.2.1:51820")?;
     let expected = "expected one such as \"192.0.2.1:51820\", \"[2001:db8::1]:51820\" or \"vpn.example.org:51820\"";
     if let Ok(address) = text.parse::<SocketAddr>() {
+        if let SocketAddr::V6(v6) = address
+            && let Some(v4) = v6.ip().to_ipv4_mapped()
+        {
+            return fault(value, format!("{text} is an IPv4 address in disguise: write \"{v4}:{}\"", v6.port()));
+        }
         let unusable = address.ip().is_unspecified() || address.ip().is_multicast() || address.port() == 0;
         let is_somewhere =
             matches!(address, SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() && v6.scope_id() == 0);
@@ -266,8 +274,17 @@ fn is_host_name(text: &str) -> bool {
 fn secret<K>(value: &Spanned<DeValue<'_>>, file: &Path, parse: fn(&str) -> Result<K, KeyError>) -> Parsed<K> {
     let named = string(value, "wg0.key")?;
     let path = file.parent().unwrap_or(Path::new("")).join(named);
-    read_secret(&path, parse)
-        .map_err(|message| Fault { at: value.span(), message: format!("{}: {message}", path.display()) })
+    read_secret(&path, parse).or_else(|message| match looks_like_a_key(named) {
+        // Then it must not be repeated.
+        true => fault(value, "looks like a key itself: put it into a file of its own, and the file's name here"),
+        false => fault(value, format!("{}: {message}", path.display())),
+    })
+}
+
+/// Whether it is a key in base64, the padding perhaps lost on the way.
+fn looks_like_a_key(text: &str) -> bool {
+    let digits = text.trim().trim_end_matches('=');
+    digits.len() == 43 && digits.bytes().all(|c| c.is_ascii_alphanumeric() || b"+/".contains(&c))
 }
 
 fn read_secret<K>(path: &PathBuf, parse: fn(&str) -> Result<K, KeyError>) -> Result<K, String> {

@@ -6,11 +6,11 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{Handle, MulticastGroup};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// One interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,10 @@ pub struct Link {
 const PATIENCE: Duration = Duration::from_secs(3);
 /// And for a start, which comes while a machine boots or containers go: whoever takes a namespace down has the lock for seconds.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// The longest time without a look at what may have changed.
+const SWEEP: Duration = Duration::from_secs(30);
+/// Changes seldom come alone.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// A netlink connection, alive as long as the runtime it was opened in.
 #[derive(Clone, Debug)]
@@ -48,10 +52,9 @@ impl Netlink {
         Ok(Self(handle))
     }
 
-    /// The same, and something for each change of any interface's addresses.
-    pub fn open_with_address_changes() -> io::Result<(Self, impl Stream<Item = ()> + Unpin)> {
-        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
+    /// The same, and something for each change of what these groups are about.
+    pub fn open_with_changes(groups: &[MulticastGroup]) -> io::Result<(Self, impl Stream<Item = ()> + Unpin + use<>)> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(groups)?;
         tokio::spawn(connection);
         Ok((Self(handle), messages.map(drop)))
     }
@@ -64,6 +67,16 @@ impl Netlink {
     /// All interfaces with their addresses, for a start; `TimedOut` after half a minute without an answer.
     pub async fn links_with_addresses(&self) -> io::Result<Vec<Link>> {
         timeout(START_PATIENCE, self.list_links_with_addresses()).await?
+    }
+
+    /// The interface of that name, without its addresses; `None` if there is none.
+    pub async fn find(&self, name: &str) -> io::Result<Option<Link>> {
+        let mut answer = self.0.link().get().match_name(name).execute();
+        match timeout(PATIENCE, answer.try_next()).await? {
+            Ok(message) => Ok(message.map(link)),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 
     async fn list_links(&self) -> io::Result<Vec<Link>> {
@@ -82,6 +95,19 @@ impl Netlink {
         }
         Ok(links)
     }
+}
+
+/// Comes after a change, or when there has been none for a while.
+///
+/// Netlink's events only say when to look: what there is, a look says. Events can be lost, so now and then there is a look
+/// without one; and many of them at a time make one look.
+pub async fn next_look(changes: &mut (impl Stream<Item = ()> + Unpin)) {
+    if timeout(SWEEP, changes.next()).await == Ok(None) {
+        // No more events: then it is the looks alone.
+        sleep(SWEEP).await;
+    }
+    sleep(SETTLE).await;
+    while changes.next().now_or_never().flatten().is_some() {}
 }
 
 /// The interface's own address: IFA_LOCAL where there is one (a point-to-point IFA_ADDRESS is the peer's).

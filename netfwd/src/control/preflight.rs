@@ -17,6 +17,8 @@ use rustix::thread::CapabilitySet;
 
 use super::links::Link;
 use super::running::Held;
+use super::uapi;
+use super::uapi::server::SocketError;
 use crate::config::{Config, Tunnel, Underlay, XdpMode};
 use crate::io::ethtool;
 
@@ -157,6 +159,14 @@ pub enum Problem {
         /// The name.
         name: String,
     },
+    /// The device could not have a control socket.
+    #[error("{at}: {error}")]
+    ControlSocket {
+        /// Where it is configured.
+        at: Place,
+        /// Why not.
+        error: SocketError,
+    },
     /// The metrics endpoint has no port.
     #[error("{at}: cannot listen on {listen}: {error}")]
     MetricsPort {
@@ -190,8 +200,11 @@ pub struct Problems(pub Vec<Problem>);
 impl Problems {
     /// Whether a moment's patience may cure them all: names and ports that a killed predecessor still holds.
     pub fn may_pass(&self) -> bool {
-        use Problem::{DeviceExists, MetricsPort, PortTaken};
-        self.0.iter().all(|problem| matches!(problem, DeviceExists { .. } | PortTaken { .. } | MetricsPort { .. }))
+        use Problem::{ControlSocket, DeviceExists, MetricsPort, PortTaken};
+        let may_pass = |problem: &Problem| {
+            matches!(problem, ControlSocket { .. } | DeviceExists { .. } | PortTaken { .. } | MetricsPort { .. })
+        };
+        self.0.iter().all(may_pass)
     }
 }
 
@@ -242,7 +255,7 @@ pub fn examine(config: &Config, links: &[Link]) -> Findings {
     }
     let mut mtus = Vec::new();
     for (index, tunnel) in config.tunnels.iter().enumerate() {
-        note(existing_device(config, tunnel, links));
+        note(existing_device(config, tunnel, links).or_else(|| control_socket(config, tunnel)));
         match missing_address(config, tunnel, links) {
             // Without the address nothing can be said about its port.
             Some(problem) => note(Some(problem)),
@@ -321,6 +334,12 @@ fn existing_device(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<P
     let name = tunnel.name.clone();
     let at = place(&config.file, tunnel.lines.name, "tunnel.name");
     links.iter().any(|link| link.name == name).then_some(Problem::DeviceExists { at, name })
+}
+
+/// Where there is no device of that name, a control socket is that of another network namespace.
+fn control_socket(config: &Config, tunnel: &Tunnel) -> Option<Problem> {
+    let error = tunnel.wireguard().and_then(|_| uapi::server::obstacle(&tunnel.name))?;
+    Some(Problem::ControlSocket { at: place(&config.file, tunnel.lines.name, "tunnel.name"), error })
 }
 
 fn missing_address(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<Problem> {

@@ -92,7 +92,7 @@ pub(super) fn load<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N
 /// Where the IP header starts behind an Ethernet header and up to two VLAN tags.
 fn ip_offset(packet: &[u8], ethertype: u16) -> Option<usize> {
     let (mut offset, mut ethertype) = (ethernet::HEADER_LEN, ethertype);
-    for _ in 0..2 {
+    for _ in 0..ethernet::MAX_VLAN_TAGS {
         if matches!(ethertype, ethernet::ETHERTYPE_VLAN | ethernet::ETHERTYPE_QINQ) {
             ethertype = u16::from_be_bytes(load(packet, offset + 2)?);
             offset += ethernet::VLAN_TAG_LEN;

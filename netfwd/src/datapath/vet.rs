@@ -141,7 +141,8 @@ impl<'a> Plain<'a> {
             IPPROTO_TCP => tcp::Header::ref_from_prefix(l4)
                 .is_ok_and(|(header, _)| (tcp::HEADER_LEN..=self.segment.len()).contains(&header.header_len())),
             IPPROTO_UDP => udp::Header::ref_from_prefix(l4).is_ok_and(|(header, _)| {
-                usize::from(header.length.get()) == self.segment.len() && header.checksum.get() != 0
+                let len = usize::from(header.length.get());
+                len == self.segment.len() && len >= udp::HEADER_LEN && header.checksum.get() != 0
             }),
             _ => false,
         }
@@ -479,6 +480,21 @@ mod tests {
             let policy = VerifyPolicy::default();
             let long = vet_closely(&mut packet.clone(), Link::Ip, verdict, policy);
             prop_assert_eq!(vet(&mut packet, Link::Ip, verdict, policy), long);
+        }
+    }
+
+    #[test]
+    fn a_datagram_shorter_than_its_header_is_malformed_though_all_lengths_agree() {
+        for (v6, length_at) in [(false, 3), (true, 5)] {
+            let mut packet = padded(v6, true, 0, 20);
+            let l4 = if v6 { 40 } else { 20 };
+            packet[length_at] -= 2;
+            packet[l4 + 5] -= 2;
+            finish(&mut packet);
+            for verdict in [ChecksumVerdict::Verified, ChecksumVerdict::Unverified] {
+                let vetted = vet(&mut packet, Link::Ip, verdict, VerifyPolicy::default());
+                assert_eq!(vetted, Err(DropReason::InnerHeader), "IPv6: {v6}, {verdict:?}");
+            }
         }
     }
 

@@ -132,7 +132,7 @@ impl OverlayDevice {
             devices.push(next);
         }
         if devices.len() > 1 {
-            steer(&devices[0], &options.name);
+            steer(&devices[0], options);
         }
         let read_udp = set_offloads(&devices[0], &options.name).map_err(other("set its offloads"))?;
         configure(&devices[0], options)?;
@@ -251,9 +251,9 @@ fn configure(device: &SyncDevice, options: &DeviceOptions) -> Result<(), DeviceE
 }
 
 /// Without it a flow changes its queue now and then, and what is in the old one is overtaken.
-fn steer(device: &SyncDevice, name: &str) {
-    if let Err(error) = tun_steering::attach(device.as_fd()) {
-        tracing::info!(device = name, %error, "the kernel chooses queues its own way: flows may lose their order when they change theirs");
+fn steer(device: &SyncDevice, options: &DeviceOptions) {
+    if let Err(error) = tun_steering::attach(device.as_fd(), options.link) {
+        tracing::info!(device = options.name, %error, "the kernel chooses queues its own way: flows may lose their order when they change theirs");
     }
 }
 

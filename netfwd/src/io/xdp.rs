@@ -331,7 +331,7 @@ fn os_error(error: &(dyn Error + 'static)) -> Option<i32> {
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -17,7 +17,7 @@ use super::plan::{Plan, Step, Tests};
 use crate::cargo::cargo;
 
 /// Test programs and what of them is run.
-const PROGRAMS: [Program; 8] = [
+const PROGRAMS: [Program; 9] = [
     // Each of them loads the XDP program, which takes the emulated verifier of 6.1 several seconds.
     Program {
         filters: &[
@@ -30,7 +30,8 @@ const PROGRAMS: [Program; 8] = [
         ..Program::new("xdp_verdicts")
     },
     Program::new("e2e_kernels"),
-    // Another verifier looks at the program that chooses a device's queues, too.
+    // Another verifier looks at the programs that choose a device's queues, too.
+    Program::new("tun_steering"),
     Program {
         tests: &[
             "a_flow_keeps_its_queue_wherever_its_other_direction_is_written",

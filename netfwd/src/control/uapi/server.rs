@@ -70,7 +70,7 @@ impl SocketFile {
 
     /// Makes it in another directory.
     pub fn create_in(directory: &Path, name: &str) -> Result<(Self, StdListener), SocketError> {
-        let path = directory.join(format!("{name}.sock"));
+        let path = path_in(directory, name);
         let system = |error| SocketError::System(path.clone(), error);
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(system)?;
         remove_stale(&path)?;
@@ -111,6 +111,21 @@ impl Drop for SocketFile {
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
+}
+
+/// What would keep the device `name` from having a control socket, as far as can be told beforehand: sockets are in one
+/// directory for all network namespaces.
+pub fn obstacle(name: &str) -> Option<SocketError> {
+    let path = path_in(Path::new(DIRECTORY), name);
+    let metadata = fs::symlink_metadata(&path).ok()?;
+    if !metadata.file_type().is_socket() {
+        return Some(SocketError::NoSocket(path));
+    }
+    StdStream::connect(&path).ok().map(|_| SocketError::InUse(path))
+}
+
+fn path_in(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.sock"))
 }
 
 /// Removes the socket of a process that is no more.

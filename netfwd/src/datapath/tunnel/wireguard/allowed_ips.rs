@@ -100,3 +100,56 @@ impl Snapshots {
         &snapshot.table
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::super::key::PublicKey;
+    use super::*;
+
+    /// Few bits, so that prefixes contain each other; the same ones in both families.
+    fn prefix(v6: bool, bits: u8, len: u8) -> IpNet {
+        let net = match v6 {
+            false => Ipv4Net::new((u32::from(bits) << 24).into(), len).map(IpNet::V4),
+            true => Ipv6Net::new((u128::from(bits) << 120).into(), len).map(IpNet::V6),
+        };
+        net.expect("a length up to eight").trunc()
+    }
+
+    fn operation() -> impl Strategy<Value = (IpNet, Option<usize>)> {
+        let prefix = (any::<bool>(), any::<u8>(), 0_u8..=8).prop_map(|(v6, bits, len)| prefix(v6, bits, len));
+        (prefix, prop::option::weighted(0.6, 0_usize..4))
+    }
+
+    proptest! {
+        /// Given or taken away in whatever order.
+        #[test]
+        fn an_address_belongs_to_whom_the_longest_of_its_prefixes_was_last_given(
+            operations in prop::collection::vec(operation(), 1..80),
+        ) {
+            let peers: Vec<_> = (0..4).map(|n| Peer::new(PublicKey([n; 32]))).collect();
+            let (mut table, mut expected) = (AllowedIps::default(), HashMap::<IpNet, usize>::new());
+            for (prefix, peer) in operations {
+                match peer {
+                    Some(peer) => {
+                        let before = table.insert(prefix, peers[peer].clone()).map(|before| before.public_key.0[0]);
+                        prop_assert_eq!(before.map(usize::from), expected.insert(prefix, peer));
+                    }
+                    None => {
+                        table.remove(prefix);
+                        expected.remove(&prefix);
+                    }
+                }
+            }
+            for address in (0..=255).flat_map(|bits| [false, true].map(|v6| prefix(v6, bits, 8).addr())) {
+                let prefixes = expected.iter().filter(|(prefix, _)| prefix.contains(&address));
+                let owner = prefixes.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer);
+                let found = table.lookup(address).map(|peer| usize::from(peer.public_key.0[0]));
+                prop_assert_eq!(found, owner, "{}", address);
+            }
+        }
+    }
+}

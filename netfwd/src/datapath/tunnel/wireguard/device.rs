@@ -34,6 +34,7 @@ pub struct Device {
     config: Mutex<Config>,
     own: Mutex<Own>,
     mtu: AtomicU16,
+    is_down: AtomicBool,
     queue: QueueSender,
     stats: Stats,
     errands: Mutex<Vec<Arc<Peer>>>,
@@ -81,6 +82,7 @@ impl Device {
             config: Mutex::default(),
             own: Mutex::default(),
             mtu: AtomicU16::new(DEFAULT_MTU),
+            is_down: AtomicBool::new(false),
             queue,
             stats: Stats::default(),
             errands: Mutex::default(),
@@ -107,6 +109,14 @@ impl Device {
     /// Padding does not grow packets beyond this: the device's MTU.
     pub fn set_mtu(&self, mtu: u16) {
         self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Its link was taken down, or is up again. While it is down, its peers have no sessions, get none, and hear nothing.
+    pub fn set_up(&self, is_up: bool) {
+        self.is_down.store(!is_up, Ordering::Release);
+        if is_up {
+            self.config().peers.values().for_each(|entry| self.resume(&entry.peer));
+        }
     }
 
     /// Other timers than the protocol's, for sessions that are made from now on: tests cannot wait for two minutes.
@@ -148,6 +158,10 @@ impl Device {
         self.mtu.load(Ordering::Relaxed).into()
     }
 
+    pub(super) fn is_down(&self) -> bool {
+        self.is_down.load(Ordering::Acquire)
+    }
+
     pub(super) fn queue(&self) -> &QueueSender {
         &self.queue
     }
@@ -160,9 +174,13 @@ impl Device {
         self.config().peers.get(public_key).map(|entry| Arc::clone(&entry.peer))
     }
 
-    /// Makes sure that the peer, whose state is locked, has a session object, if there is a key to make one with.
+    /// Makes sure that the peer, whose state is locked, has a session object, if there is a key to make one with and that of the
+    /// peer is good for something.
     pub(super) fn with_session<'s>(&self, peer: &Peer, state: &'s mut State) -> Option<&'s mut Session> {
         if state.session.is_none() && !state.is_removed {
+            if peer.public_key.has_small_order() {
+                return None;
+            }
             let own = lock(&self.own);
             let identity = own.identity.as_deref()?;
             state.session =
@@ -236,6 +254,17 @@ impl Device {
         }
     }
 
+    /// The link is up again: keepalives are due, and what came before that was known has to leave.
+    fn resume(&self, peer: &Arc<Peer>) {
+        let state = peer.lock();
+        if state.persistent_keepalive != 0 {
+            self.activate(peer);
+        }
+        if !state.staged.is_empty() {
+            self.ask_for(peer);
+        }
+    }
+
     fn apply_peers(&self, config: &mut Config, table: &mut AllowedIps, update: &DeviceUpdate) {
         if update.replace_peers {
             let all: Vec<PublicKey> = config.peers.keys().copied().collect();
@@ -275,8 +304,11 @@ impl Device {
         state.is_removed = true;
         state.session = None;
         state.preshared_key = None;
-        state.staged.clear(&self.budget);
         self.sessions.sweep(&peer, &mut state);
+        if !state.staged.is_empty() {
+            // The control side drops what waits: it can count.
+            self.ask_for(&peer);
+        }
     }
 }
 

@@ -143,6 +143,9 @@ struct Visit<'a, E> {
 
 impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
     fn receive(&mut self, loaded: bool, message: &Message) -> Result<(), DropReason> {
+        if self.device.is_down() {
+            return Err(DropReason::NoSession);
+        }
         let identity = self.device.identity().ok_or(DropReason::Auth)?;
         let packet = Packet::copy_from(message.bytes());
         let is_known = message.lane == Lane::Known;
@@ -253,6 +256,7 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
     fn complete(&self, peer: &Arc<Peer>, state: &mut State, role: Role) {
         (state.is_initiating, state.is_confirmed, state.is_established) = (false, false, true);
         state.last_handshake = Some(self.now.wall);
+        state.is_initiator = role == Role::Initiator;
         self.device.stats().count_handshake(role, HandshakeResult::Completed);
         self.device.activate(peer);
     }
@@ -261,13 +265,13 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
     fn look_after(&mut self, peer: &Arc<Peer>) {
         let mut state = peer.lock();
         if state.is_removed {
-            return;
+            return self.drop_staged(&mut state);
         }
         if state.is_confirmed {
             self.complete(peer, &mut state, Role::Responder);
         }
         self.release(peer, &mut state);
-        if !state.staged.is_empty() {
+        if !state.staged.is_empty() && !self.device.is_down() {
             self.initiate(peer, &mut state);
             self.device.activate(peer);
         }
@@ -282,6 +286,15 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
         let initiation = state.session.as_mut().and_then(|session| session.format_handshake_initiation(false));
         if let Some(initiation) = initiation {
             self.send(peer, state, initiation.into());
+        }
+    }
+
+    /// Begins a handshake if the session that we began is due for one. The library does so when it has sent packets, the kernel
+    /// after keepalives too (`keep_key_fresh`): nobody should find an idle peer's newest handshake older than two minutes.
+    fn renew(&mut self, peer: &Arc<Peer>, state: &mut State) {
+        let is_fresh = state.session.as_ref().is_some_and(|session| session.has_active_session());
+        if state.is_initiator && !is_fresh {
+            self.initiate(peer, state);
         }
     }
 
@@ -329,6 +342,10 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
     }
 
     fn pass_time(&mut self, peer: &Arc<Peer>, state: &mut State) -> bool {
+        if self.device.is_down() {
+            self.suspend(state);
+            return false;
+        }
         let wants_keepalives = state.persistent_keepalive != 0 && state.path.is_some();
         if !wants_keepalives && state.staged.is_empty() && state.session.is_none() {
             return false;
@@ -338,7 +355,16 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
             return wants_keepalives;
         };
         match session.update_timers() {
-            Ok(Some(message)) => self.send(peer, state, message),
+            Ok(Some(message)) => {
+                let is_keepalive = matches!(message, WgKind::Data(_));
+                if state.is_initiating && !is_keepalive {
+                    state.distrust_local();
+                }
+                self.send(peer, state, message);
+                if is_keepalive {
+                    self.renew(peer, state);
+                }
+            }
             Err(WireGuardError::ConnectionExpired) => {
                 self.give_up(state);
                 if !wants_keepalives {
@@ -355,12 +381,25 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
         true
     }
 
+    /// The link is down: no session outlives that, as in the kernel (`wg_stop`).
+    fn suspend(&self, state: &mut State) {
+        if let Some(session) = &mut state.session {
+            session.reset();
+        }
+        state.forget_sessions();
+        self.drop_staged(state);
+    }
+
     /// There is no session any more, and no answer to come.
     fn give_up(&self, state: &mut State) {
         if state.is_initiating {
             self.device.stats().count_handshake(Role::Initiator, HandshakeResult::GaveUp);
         }
         state.forget_sessions();
+        self.drop_staged(state);
+    }
+
+    fn drop_staged(&self, state: &mut State) {
         let dropped = state.staged.clear(&self.device.budget);
         self.counters.drops.add(Direction::Egress, Stage::Crypto, DropReason::NoSession, dropped as u64);
     }

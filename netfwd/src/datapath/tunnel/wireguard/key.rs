@@ -65,6 +65,14 @@ impl PublicKey {
         read_hex(text).map(|bytes| Self(**bytes))
     }
 
+    /// Whether it is a point of small order, such as all zeroes: what is agreed on with it is zero, which everybody knows,
+    /// so everybody could pass for its owner. The kernel refuses (`mix_precomputed_dh`), the protocol library does not.
+    pub fn has_small_order(&self) -> bool {
+        // Whichever secret: all are multiples of the cofactor.
+        let any = x25519::StaticSecret::from([1; KEY_LEN]);
+        !any.diffie_hellman(&x25519::PublicKey::from(self.0)).was_contributory()
+    }
+
     /// Lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
         write_hex(&self.0).to_string()
@@ -196,6 +204,21 @@ mod tests {
         for text in ["", &HEX[2..], &format!("{HEX}00"), &HEX.replace('5', "x"), &HEX.replace("58", "+8")] {
             assert_eq!(PublicKey::from_hex(text).unwrap_err(), KeyError::Hex, "{text}");
         }
+    }
+
+    #[test]
+    fn a_key_that_leads_to_no_secret_is_known() {
+        let low = |first: u8| PublicKey(std::array::from_fn(|at| if at == 0 { first } else { 0 }));
+        // p + 1, which is 1.
+        let one_again = PublicKey(std::array::from_fn(|at| match at {
+            0 => 0xee,
+            31 => 0x7f,
+            _ => 0xff,
+        }));
+        assert!([low(0), low(1), one_again].iter().all(PublicKey::has_small_order));
+        assert!(
+            ![low(9), PrivateKey::from_base64(BASE64).unwrap().public_key()].iter().any(PublicKey::has_small_order)
+        );
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(super) struct State {
     pub(super) indices: Vec<u32>,
     /// A handshake has been asked for or is under way.
     pub(super) is_initiating: bool,
+    /// We began the last handshake that was completed.
+    pub(super) is_initiator: bool,
     /// The session that we answered for, until the peer uses it.
     pub(super) unconfirmed: Option<u32>,
     /// The peer has used it: to be noted by the control side.
@@ -71,6 +73,12 @@ impl State {
     /// Where the peer is, if there is a session with it.
     pub(super) fn place(&self) -> Option<SocketAddr> {
         self.path.filter(|_| self.is_established).map(|path| path.remote)
+    }
+
+    /// A handshake had no answer: the way may lead through another interface by now, where the address that the peer spoke to
+    /// is none of ours, though the host still has it (`wg_expired_retransmit_handshake`). The kernel chooses again.
+    pub(super) fn distrust_local(&mut self) {
+        self.path = self.path.map(|path| Path::to(path.remote));
     }
 
     /// No session is left.

@@ -111,6 +111,21 @@ fn a_lost_initiation_is_repeated() {
 }
 
 #[test]
+fn what_has_no_answer_is_repeated_from_whatever_address_the_kernel_chooses() {
+    let (mut a, mut b) = hurried_pair();
+    a.connect(&mut b);
+    let spoken_to = "203.0.113.9:51820".parse().unwrap();
+    b.send(inner(1), &packet(2, 1, b"there")).unwrap();
+    let sent: Vec<_> = take(&mut b).into_iter().map(|sent| Sent { to: spoken_to, ..sent }).collect();
+    assert_eq!(a.receive(&sent).len(), 1);
+    assert_eq!(b.wire_for_rekey(&mut a).from, spoken_to, "that is where the peer knows us");
+    tick_until_sent(&mut a);
+    assert_eq!((kinds(&a.wire), a.wire[0].from), (vec![MessageType::Initiation], a.address));
+    a.send(inner(2), &packet(1, 2, b"more")).unwrap();
+    assert!(a.wire.iter().all(|sent| sent.from == a.address), "data follows");
+}
+
+#[test]
 fn a_lost_response_is_asked_for_again() {
     let (mut a, mut b) = hurried_pair();
     a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
@@ -217,6 +232,23 @@ fn a_stranger_is_refused() {
     a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
     assert_eq!(exchange(&mut a, &mut b), (vec![], vec![]));
     assert_eq!(b.drops(Direction::Ingress, Stage::Handshake, DropReason::NoPeer), 1);
+}
+
+/// What is agreed on with such a key is zero: everybody could pass for its owner.
+#[test]
+fn a_peer_whose_key_is_nobody_s_secret_gets_no_session() {
+    let mut a = Host::new(1);
+    let (zero, mut one) = ([0; 32], [0; 32]);
+    one[0] = 1;
+    for key in [zero, one] {
+        let mut peer = PeerUpdate { persistent_keepalive: Some(1), ..PeerUpdate::new(PublicKey(key)) };
+        ends::everything(&mut peer);
+        a.update(PeerUpdate { endpoint: "192.0.2.9:9".parse().ok(), ..peer });
+        a.send(inner(9), &packet(1, 9, b"hello")).unwrap();
+        a.tick();
+        assert_eq!(a.wire, []);
+    }
+    assert_eq!(a.drops(Direction::Egress, Stage::Crypto, DropReason::NoSession), 2);
 }
 
 #[test]
@@ -345,6 +377,18 @@ fn a_removed_peer_is_gone() {
 }
 
 #[test]
+fn what_waited_for_a_peer_that_is_removed_is_a_drop() {
+    let (mut a, b) = Host::pair();
+    for n in 0..3 {
+        a.send(inner(2), &packet(1, 2, &[n])).unwrap();
+    }
+    a.update(PeerUpdate { remove: true, ..PeerUpdate::new(b.public_key()) });
+    a.work();
+    a.tick();
+    assert_eq!(a.drops(Direction::Egress, Stage::Crypto, DropReason::NoSession), 3);
+}
+
+#[test]
 fn another_private_key_ends_all_sessions_and_the_same_one_none() {
     let (mut a, mut b) = Host::connected();
     let set = |host: &Host, key: &PrivateKey| {
@@ -378,6 +422,49 @@ fn without_a_key_nobody_is_answered() {
     b.tick();
     assert_eq!(b.drops(Direction::Egress, Stage::Crypto, DropReason::NoSession), 1);
     assert_eq!(b.wire, []);
+}
+
+#[test]
+fn a_device_whose_link_is_down_neither_speaks_nor_answers() {
+    let (mut a, mut b) = Host::connected();
+    b.know(&a, |peer| peer.persistent_keepalive = Some(1));
+    b.device.set_up(false);
+    b.tick();
+    a.send(inner(2), &packet(1, 2, b"late")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b), (vec![], vec![]));
+    assert_eq!(b.device.sessions.len(), 0);
+    let mut c = Host::new(3);
+    c.know(&b, |_| {});
+    b.know(&c, |_| {});
+    c.send(inner(2), &packet(3, 2, b"hello")).unwrap();
+    let initiation = take(&mut c);
+    b.receive(&initiation);
+    assert_eq!(b.send(inner(1), &packet(2, 1, b"early")).unwrap().staged, 1);
+    sleep(Duration::from_millis(1100));
+    b.tick();
+    assert_eq!((b.wire.len(), b.device.peer_counts().active), (0, 0));
+
+    b.device.set_up(true);
+    b.work();
+    assert_eq!(kinds(&b.wire), [MessageType::Initiation], "what came before the link was known to be up leaves");
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"early")]);
+    b.receive(&initiation);
+    assert_eq!(kinds(&b.wire), [MessageType::Response]);
+}
+
+#[test]
+fn a_device_that_comes_up_begins_with_keepalives() {
+    let (mut a, mut b) = Host::connected();
+    a.know(&b, |peer| peer.persistent_keepalive = Some(25));
+    a.device.set_up(false);
+    a.tick();
+    take(&mut a);
+    a.device.set_up(true);
+    a.tick();
+    assert_eq!(kinds(&a.wire), [MessageType::Initiation]);
+    exchange(&mut a, &mut b);
+    b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
 }
 
 #[test]
@@ -440,6 +527,20 @@ fn a_keepalive_interval_needs_no_traffic() {
     take(&mut a);
     a.tick();
     assert_eq!(a.wire, []);
+}
+
+/// As in the kernel (`keep_key_fresh`): else a session of nothing but keepalives would run out before there is another.
+#[test]
+fn keepalives_alone_renew_the_session_of_whoever_began_it() {
+    let (mut a, mut b) = hurried_pair();
+    a.know(&b, |peer| peer.persistent_keepalive = Some(1));
+    b.know(&a, |peer| peer.persistent_keepalive = Some(1));
+    a.tick();
+    exchange(&mut a, &mut b);
+    tick_until_sent(&mut a);
+    assert_eq!(kinds(&take(&mut a)), [MessageType::Data, MessageType::Initiation]);
+    tick_until_sent(&mut b);
+    assert_eq!(kinds(&b.wire), [MessageType::Data], "that is left to the one who began");
 }
 
 #[test]

@@ -1,0 +1,84 @@
+//! What people do to the links of WireGuard devices while they exist: give them another MTU, take them down and up again.
+//!
+//! `wg-quick` sets an MTU a moment after `netfwd wg` has made the device. It has been chosen so that a full packet, sealed, fits
+//! the underlay; padded beyond it, it would be fragmented. And a tunnel that was switched off by `ip link set wg0 down` must
+//! look so from the other end: no keepalive, no answer to a handshake.
+//!
+//! Invariants: a device counts as down only once it has been up, so nothing depends on how soon its first rise is seen; and one
+//! that cannot be seen, since it has been moved to another namespace, counts as up and keeps its MTU.
+
+use std::sync::Arc;
+
+use rtnetlink::MulticastGroup;
+use tracing::warn;
+
+use crate::control::links::{Link, Netlink, next_look};
+use crate::datapath::tunnel::wireguard::Device;
+
+/// A device with its link.
+pub struct Followed {
+    name: String,
+    device: Arc<Device>,
+    has_been_up: bool,
+    is_down: bool,
+}
+
+impl Followed {
+    /// The device whose link has this name.
+    pub fn new(name: String, device: Arc<Device>) -> Self {
+        Self { name, device, has_been_up: false, is_down: false }
+    }
+
+    /// Tells the device what its link is now, if that can be seen.
+    fn note(&mut self, link: Option<&Link>) {
+        if let Some(link) = link {
+            self.device.set_mtu(link.mtu.try_into().unwrap_or(u16::MAX));
+        }
+        let is_up = link.is_none_or(|link| link.up);
+        self.has_been_up |= is_up;
+        let is_down = self.has_been_up && !is_up;
+        if is_down != self.is_down {
+            self.is_down = is_down;
+            self.device.set_up(is_up);
+        }
+    }
+}
+
+/// Tells every device about its link, for ever; returns at once where there is none.
+pub async fn follow(mut devices: Vec<Followed>) {
+    if devices.is_empty() {
+        return;
+    }
+    let (netlink, mut changes) = match Netlink::open_with_changes(&[MulticastGroup::Link]) {
+        Ok(opened) => opened,
+        Err(error) => return warn!("devices are taken to be up and to keep their first MTU: netlink: {error}"),
+    };
+    loop {
+        for followed in &mut devices {
+            // Netlink that does not answer now may do so at the next look.
+            if let Ok(link) = netlink.find(&followed.name).await {
+                followed.note(link.as_ref());
+            }
+        }
+        next_look(&mut changes).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::packet::TunnelIndex;
+    use crate::datapath::tunnel::wireguard::queue;
+
+    #[test]
+    fn a_device_is_down_once_it_has_been_up_and_while_it_is_seen() {
+        let mut followed = Followed::new("wg0".to_owned(), Device::new(TunnelIndex(0), queue(1).0));
+        let link = |up| Link { up, mtu: 1300, ..Link::default() };
+        let looks = [Some(false), Some(true), Some(false), None, Some(false), Some(true)];
+        let seen = looks.map(|up| {
+            followed.note(up.map(link).as_ref());
+            followed.is_down
+        });
+        assert_eq!(seen, [false, false, true, false, true, false]);
+    }
+}
