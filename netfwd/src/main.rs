@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 a good end, 1 the system, 2 the command line or the configuration.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use netfwd::cli::{Cli, Command, ConfigFile, log_level};
@@ -21,8 +22,8 @@ fn main() -> ExitCode {
         }
         Command::Wg(arguments) => netfwd::wg::run(&arguments, |error| one_line(error)),
         Command::Check { config } => with_config(config, |config| {
-            print!("{}", netfwd::check::check(&config).map_err(|error| one_line(&error))?);
-            Ok(())
+            let summary = netfwd::check::check(&config).map_err(|error| one_line(&error))?;
+            io::stdout().write_all(summary.as_bytes()).map_err(|error| format!("cannot print the summary: {error}"))
         }),
     }
 }
@@ -35,7 +36,8 @@ fn with_config(config: ConfigFile, command: impl FnOnce(Config) -> Result<(), St
             Ok(()) => return ExitCode::SUCCESS,
         },
     };
-    eprintln!("{message}");
+    // The exit code counts, also where nobody takes the message.
+    let _ = writeln!(io::stderr(), "{message}");
     ExitCode::from(code)
 }
 

@@ -107,14 +107,22 @@ pub fn queue_count(config: &config::Underlay) -> Result<usize, UnderlayError> {
     Ok(available.min(wanted) as usize)
 }
 
-/// A tunnel of this link whose full-sized datagrams need several buffers, if there is one.
+/// Whether what is sent to `local` may arrive on `link`, which is one of the `underlays`.
+///
+/// An address that none of them has, such as one on lo, is routed to over any of them.
+pub fn may_arrive(local: IpAddr, link: &Link, underlays: &[&Link]) -> bool {
+    let has_it = |link: &Link| link.addresses.contains(&local);
+    local.is_unspecified() || has_it(link) || !underlays.iter().any(|underlay| has_it(underlay))
+}
+
+/// A tunnel whose full-sized datagrams may arrive on `link` and need several buffers, if there is one.
 ///
 /// XDP passes those to the kernel, and AF_XDP would carry the shorter ones of the same flow past them.
-fn oversized<'t>(link: &Link, table: &'t ForwardingTable) -> Option<&'t Tunnel> {
+fn oversized<'t>(link: &Link, underlays: &[&Link], table: &'t ForwardingTable) -> Option<&'t Tunnel> {
     let longest = |tunnel: &Tunnel| usize::from(tunnel.mtu) + usize::from(overhead(tunnel.kind, tunnel.local));
-    let is_here = |local: &IpAddr| local.is_unspecified() || link.addresses.contains(local);
-    let mut here = table.tunnels().iter().filter(|tunnel| is_here(&tunnel.local));
-    here.find(|tunnel| ChunkSize::for_mtu(longest(tunnel), 0).is_none())
+    let needs_several = |tunnel: &Tunnel| ChunkSize::for_mtu(longest(tunnel).min(link.mtu as usize), 0).is_none();
+    let mut here = table.tunnels().iter().filter(|tunnel| may_arrive(tunnel.local, link, underlays));
+    here.find(|tunnel| needs_several(tunnel))
 }
 
 /// How packets of this underlay are vetted.
@@ -123,11 +131,12 @@ pub fn verify_policy(config: &config::Underlay) -> VerifyPolicy {
 }
 
 impl Underlay {
-    /// Attaches XDP as configured and opens a socket for each of the first `queues`; none where the kernel's sockets have
-    /// to do.
+    /// Attaches XDP to `link`, one of the `underlays`, as configured and opens a socket for each of the first `queues`; none
+    /// where the kernel's sockets have to do.
     pub fn open(
         config: &config::Underlay,
         link: &Link,
+        underlays: &[&Link],
         table: &ForwardingTable,
         queues: usize,
     ) -> Result<(Self, Vec<worker::Queue>), UnderlayError> {
@@ -138,7 +147,7 @@ impl Underlay {
             return Ok((underlay, Vec::new()));
         }
         let may_fall_back = config.xdp == XdpMode::Auto && config.zero_copy != config::ZeroCopy::Require;
-        if may_fall_back && let Some(Tunnel { name, mtu, .. }) = oversized(link, table) {
+        if may_fall_back && let Some(Tunnel { name, mtu, .. }) = oversized(link, underlays, table) {
             info!(
                 "underlay {interface}: kernel sockets only: {name}'s MTU of {mtu} is more than an AF_XDP buffer holds"
             );

@@ -69,6 +69,21 @@ fn a_wrong_configuration_exits_2_with_its_line() {
 }
 
 #[test]
+fn the_exit_code_is_the_same_when_nobody_takes_what_is_said() {
+    let nowhere = || std::fs::File::options().write(true).open("/dev/full").expect("a device that is always full");
+    let check = |file: &ConfigFile| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_netfwd"));
+        command.args(["check", "--config", file.path()]);
+        command
+    };
+    let wrong = ConfigFile::new("unheard", &loopback(47120, "").replace("vni = 7", "vni = 16777216"));
+    assert_eq!(check(&wrong).stderr(nowhere()).status().expect("the binary starts").code(), Some(2));
+    let right = ConfigFile::new("unread", &loopback(47120, ""));
+    let output = check(&right).stdout(nowhere()).output().expect("the binary starts");
+    assert_ends(&output, 1, "cannot print the summary: No space left on device (os error 28)");
+}
+
+#[test]
 fn a_missing_file_exits_2() {
     let line = "no/such.toml: cannot be read: No such file or directory (os error 2)";
     assert_ends(&netfwd(&["run", "--config", "no/such.toml"]), 2, line);

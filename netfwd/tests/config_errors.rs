@@ -242,6 +242,7 @@ fn static_entries_are_single_stations_behind_configured_remotes() {
             fdb("ff:ff:ff:ff:ff:ff", "10.9.0.1"),
             "gw.toml:11: tunnel.fdb.mac: ff:ff:ff:ff:ff:ff is not one station's address: the lowest bit of the first byte must be 0",
         ),
+        (fdb("00:00:00:00:00:00", "10.9.0.1"), "gw.toml:11: tunnel.fdb.mac: 00:00:00:00:00:00 is no station's address"),
         (
             fdb("02:00:00:00:00:07", "10.9.0.9"),
             "gw.toml:12: tunnel.fdb.remote: 10.9.0.9 is not one of the tunnel's remotes: 10.9.0.1",

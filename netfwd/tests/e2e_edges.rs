@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use e2e::packets::{bound, received};
 use e2e::{FAMILIES, Rig, equal, tcp_intact, udp_faithful};
-use xtask::lab::{Family, Options, Tunnel};
+use xtask::lab::{Config, Family, Options, Tunnel};
 use xtask::load::latency;
 use xtask::load::udp::Sizes;
 
@@ -50,9 +50,7 @@ fn a_lonely_packet_does_not_wait() {
 }
 
 /// Full-sized ones do not fit an AF_XDP buffer; the short ones of the same flow must not overtake them.
-#[test]
-fn jumbo_frames_arrive_in_order_among_short_ones() {
-    let Some(rig) = Rig::start(Options { underlay_mtu: 9000, ..Options::default() }) else { return };
+fn jumbo_frames_arrive_in_order_among_short_ones(rig: Rig) {
     let ((), growth) = rig.during(|| {
         rig.tcp_in(Family::V4, 2, 10_000_000);
         rig.tcp_out(Family::V4, 2, 10_000_000);
@@ -66,6 +64,33 @@ fn jumbo_frames_arrive_in_order_among_short_ones() {
     assert_eq!(growth.redirected(), 0.0);
     rig.assert_nothing_lost();
     rig.stop();
+}
+
+#[test]
+fn jumbo_frames_to_the_underlays_address_arrive_in_order_among_short_ones() {
+    let Some(rig) = Rig::start(Options { underlay_mtu: 9000, ..Options::default() }) else { return };
+    jumbo_frames_arrive_in_order_among_short_ones(rig);
+}
+
+/// Moves the gateway's end of the tunnel to an address on its loopback device, as routers have it that are reached over
+/// several interfaces.
+fn on_loopback(options: Options, change: impl FnOnce(Config) -> Config) -> Option<Rig> {
+    Rig::from_text(options, |lab| {
+        for (end, line) in [
+            (&lab.gateway, "address add 10.99.0.2/32 dev lo"),
+            (&lab.peer, "route add 10.99.0.2/32 via 10.9.0.2"),
+            (&lab.peer, "link set vx7 type vxlan id 7 remote 10.99.0.2"),
+        ] {
+            end.ip(line).expect(line);
+        }
+        change(Config::of(lab)).text().replace("local = \"10.9.0.2\"", "local = \"10.99.0.2\"")
+    })
+}
+
+#[test]
+fn jumbo_frames_to_a_loopback_address_arrive_in_order_among_short_ones() {
+    let Some(rig) = on_loopback(Options { underlay_mtu: 9000, ..Options::default() }, |config| config) else { return };
+    jumbo_frames_arrive_in_order_among_short_ones(rig);
 }
 
 /// A fast underlay for a tunnel of ordinary packets.
@@ -130,6 +155,19 @@ fn unfinished_checksums_are_not_let_through_otherwise() {
     }
     assert_eq!(received(&receiver), Vec::<Vec<u8>>::new());
     rig.expect_count("netfwd_drops_total", &[("reason", "partial_checksum")], 10.0);
+}
+
+/// What comes by the kernel's sockets is vetted as its underlay says, wherever the address is.
+#[test]
+fn unfinished_checksums_to_a_loopback_address_are_finished_too() {
+    for xdp in ["auto", "off"] {
+        let change = |config: Config| config.xdp(xdp).underlay_line("accept_partial = true");
+        let Some(rig) = on_loopback(Options::default(), change) else { return };
+        rig.lab.peer.exec("ethtool -K under0 tx on").expect("checksums left to the device");
+        rig.a_little_of_everything();
+        rig.assert_nothing_lost();
+        rig.stop();
+    }
 }
 
 /// RFC 6935: a tunnel may, when both ends say so.

@@ -9,7 +9,7 @@ use lifecycle::{Conversation, Load, assert_nothing_left, binary, has_xdp, run_to
 use netfwd::datapath::table::ForwardingTable;
 use netfwd::io::xdp::{AttachMode, XdpProgram};
 use netfwd_common::abi::Policy;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use xtask::lab::{Config, Family, Lab, Netfwd, Options, Tunnel, UNDERLAY, root_or_skip};
 use xtask::load::{tcp, udp};
 use xtask::machine::wait_until;
@@ -146,6 +146,42 @@ fn a_port_of_somebody_else_is_named_in_one_line() {
     assert_eq!(second.complaints().len(), 3, "{}", second.text);
     carries(&lab);
     first.stop().unwrap();
+    assert_nothing_left(&lab);
+}
+
+#[test]
+fn an_ipv6_address_where_ipv6_is_switched_off_is_named_in_one_line() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    lab.gateway.sysctl("net.ipv6.conf.default.disable_ipv6", 1).unwrap();
+    run_to_end(&lab, "netfwd run --config FILE", &Config::of(&lab).text())
+        .assert_one_line(1, &["vx7", "fd10::2/64", "disable_ipv6"]);
+    assert_nothing_left(&lab);
+}
+
+/// A disk that is full, a `tee` that was ended: the gateway is not its log.
+#[test]
+fn a_log_that_nobody_takes_changes_nothing() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    let file = lab.directory().join("unread.toml");
+    std::fs::write(&file, Config::of(&lab).text()).unwrap();
+    let nowhere = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = lab.gateway.command(binary());
+    let mut netfwd = command.args(["run", "--config"]).arg(&file).stderr(nowhere).spawn().unwrap();
+    let carries = || lab.peer.exec("ping -c 1 -W 1 10.10.0.2").is_ok();
+    assert!(wait_until(RECOVERS_WITHIN, carries), "{:?}", netfwd.try_wait());
+    // What it says of this, it says from another thread.
+    lab.delete_underlay().unwrap();
+    lab.restore_underlay().unwrap();
+    assert!(wait_until(RECOVERS_WITHIN, || has_xdp(&lab) && carries()), "{:?}", netfwd.try_wait());
+    kill_process(Pid::from_child(&netfwd), Signal::TERM).unwrap();
+    let status = netfwd.wait().unwrap();
+    assert!(status.success(), "{status}");
     assert_nothing_left(&lab);
 }
 

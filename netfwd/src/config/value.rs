@@ -147,7 +147,10 @@ pub fn mac(value: &Value<'_>) -> Parsed<Mac> {
     let Some(mac) = parse_mac(text) else {
         return fault(value, format!("\"{text}\" is not a MAC address; expected one such as \"02:00:00:00:00:07\""));
     };
-    if is_multicast(&mac) || mac == [0; 6] {
+    if mac == [0; 6] {
+        return fault(value, format!("{text} is no station's address"));
+    }
+    if is_multicast(&mac) {
         return fault(
             value,
             format!("{text} is not one station's address: the lowest bit of the first byte must be 0"),

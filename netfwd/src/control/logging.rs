@@ -2,6 +2,9 @@
 //!
 //! Crates that use `log` (aya-log's lines from XDP among them) are heard too. The netlink crates remark on every
 //! attribute of a newer kernel, at every scrape, so only their errors are wanted.
+//!
+//! A line that cannot be written, to a full disk or a pipe that nobody reads any more, is lost without a word: the logger would
+//! complain on stderr, which is just what does not work, and panic, in a worker too.
 
 use std::fmt;
 
@@ -16,7 +19,7 @@ pub fn start(level: LevelFilter) {
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second logger in one process is a test's, and the first serves it too.
-    let _ = lines.with_ansi(terminal).with_target(false).try_init();
+    let _ = lines.with_ansi(terminal).with_target(false).log_internal_errors(false).try_init();
 }
 
 /// So many of something, as a person would say it.

@@ -80,6 +80,14 @@ pub enum DeviceError {
         /// The name.
         name: String,
     },
+    /// IPv6 is switched off.
+    #[error("{name}: cannot add {address}: IPv6 is switched off (sysctl net.ipv6.conf.default.disable_ipv6)")]
+    NoIpv6 {
+        /// The name.
+        name: String,
+        /// What was to be added.
+        address: IpNet,
+    },
     /// The kernel has no TUN driver.
     #[error("/dev/net/tun is missing: load the tun module (modprobe tun)")]
     NoDriver,
@@ -232,12 +240,17 @@ fn configure(device: &SyncDevice, options: &DeviceOptions) -> Result<(), DeviceE
         generate_no_address(&options.name);
     }
     device.enabled(true).map_err(other("set it up"))?;
-    for address in &options.addresses {
+    for &address in &options.addresses {
         match address.addr() {
-            IpAddr::V4(v4) => device.add_address_v4(v4, address.prefix_len()),
-            IpAddr::V6(v6) => device.add_address_v6(v6, address.prefix_len()),
-        }
-        .map_err(other("add an address"))?;
+            IpAddr::V4(v4) => device.add_address_v4(v4, address.prefix_len()).map_err(other("add an address")),
+            IpAddr::V6(v6) => {
+                device.add_address_v6(v6, address.prefix_len()).map_err(|error| match error.raw_os_error() {
+                    // Without the privilege, which the device was made with, it were EPERM.
+                    Some(libc::EACCES) => DeviceError::NoIpv6 { name: options.name.clone(), address },
+                    _ => other("add an address")(error),
+                })
+            }
+        }?;
     }
     Ok(())
 }

@@ -70,10 +70,11 @@ impl Gateway {
         let pools = open_pools(&table)?;
         let mut queues: Vec<Vec<Option<Queue>>> = (0..workers).map(|_| Vec::new()).collect();
         let mut underlays = Vec::new();
+        let beneath = underlay_links(config, links);
         for (underlay, count) in config.underlays.iter().zip(counts) {
             // Preflight has seen the interface.
             let Some(link) = links.iter().find(|link| link.name == underlay.interface) else { continue };
-            let (opened, sockets) = Underlay::open(underlay, link, &table, count)?;
+            let (opened, sockets) = Underlay::open(underlay, link, &beneath, &table, count)?;
             let mut sockets = sockets.into_iter();
             queues.iter_mut().for_each(|queues| queues.push(sockets.next()));
             underlays.push(opened);
@@ -238,14 +239,18 @@ fn serve(
     Ok(interfaces)
 }
 
-/// The policy of the underlay that has this address, of the first one for every address; an address of another interface
-/// gets the default.
+/// The policy of the first underlay that what is sent to this address may arrive on.
 fn verify_policy(config: &Config, links: &[Link], local: IpAddr) -> VerifyPolicy {
-    let has_address = |interface: &str| {
-        local.is_unspecified() || links.iter().any(|link| link.name == interface && link.addresses.contains(&local))
-    };
-    let underlay = config.underlays.iter().find(|underlay| has_address(&underlay.interface));
+    let beneath = underlay_links(config, links);
+    let first = beneath.iter().find(|link| underlay::may_arrive(local, link, &beneath));
+    let underlay = first.and_then(|link| config.underlays.iter().find(|underlay| underlay.interface == link.name));
     underlay.map(underlay::verify_policy).unwrap_or_default()
+}
+
+/// The underlays' interfaces, in the configuration's order.
+fn underlay_links<'l>(config: &Config, links: &'l [Link]) -> Vec<&'l Link> {
+    let link_of = |underlay: &config::Underlay| links.iter().find(|link| link.name == underlay.interface);
+    config.underlays.iter().filter_map(link_of).collect()
 }
 
 /// A pool of send sockets per local address; WireGuard sends from its own port.
