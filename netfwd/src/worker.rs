@@ -398,6 +398,7 @@ impl Worker {
                     if error.raw_os_error() == Some(libc::EBADFD) {
                         // Someone deleted the device: its queue would stay readable for ever.
                         let _ = epoll::delete(&self.poll, device);
+                        wireguard.silence(tunnel);
                         if let (Some(notice), Some(config)) = (deletion, self.shared.table.get(tunnel)) {
                             notice.deleted(&config.name);
                         }

@@ -199,3 +199,17 @@ fn a_link_that_is_taken_down_is_silent_and_comes_back() {
     assert!(rig.answers(Side::Peer, HANDSHAKE) && rig.answers(Side::Gateway, HANDSHAKE));
     rig.stop();
 }
+
+/// A peer that still got keepalives would go on sending to where nothing arrives.
+#[test]
+fn a_device_that_is_deleted_is_silent() {
+    let Some(rig) = rig() else { return };
+    let public = &rig.far_end().keys.peer.public;
+    rig.wg(&format!("set NAME peer {public} persistent-keepalive 1"));
+    rig.lab.gateway.ip(&format!("link delete {}", rig.tunnel().name)).expect("a link");
+    std::thread::sleep(Duration::from_secs(1));
+    let before = rig.far_state();
+    assert!(!rig.answers(Side::Peer, NO_ANSWER));
+    assert_eq!(rig.far_state().peer().expect("one peer").received, before.peer().expect("one peer").received);
+    rig.stop();
+}

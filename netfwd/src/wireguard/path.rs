@@ -121,6 +121,13 @@ impl WireGuardPath {
         self.receivers().filter(move |(index, _)| index.tunnel() == tunnel)
     }
 
+    /// The device was deleted: its peers are to notice, and to look for another way.
+    pub fn silence(&self, tunnel: TunnelIndex) {
+        if let Some(Some(share)) = self.shares.get(usize::from(tunnel.0)) {
+            share.device.set_up(false);
+        }
+    }
+
     /// Whether this tunnel's packets are to be sealed.
     pub fn carries(&self, tunnel: TunnelIndex) -> bool {
         matches!(self.shares.get(usize::from(tunnel.0)), Some(Some(_)))
