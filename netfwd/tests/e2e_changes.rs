@@ -13,6 +13,25 @@ use xtask::machine::wait_until;
 /// The control thread looks once a second, at an interface that refuses every 16 s; the rest is for a busy machine.
 const LOOKS: Duration = Duration::from_secs(30);
 
+/// A default route into a tunnel whose remote is behind that route: everybody does it once.
+#[test]
+fn a_route_to_the_remote_through_the_tunnel_makes_no_storm() {
+    for tunnel in [Tunnel::vxlan("vx7", 7), Tunnel::vxlan_gpe("vx7", 7)] {
+        let Some(rig) = Rig::start(Options::with_tunnels([tunnel])) else { return };
+        let gateway = &rig.lab.gateway;
+        let ping = |size| gateway.exec(&format!("ping -c 1 -W 1 -s {size} 10.10.0.1"));
+        ping(56).expect("an answer");
+        gateway.ip("route add 10.9.0.1/32 via 10.10.0.1 dev vx7").expect("a route");
+        let ((), growth) = rig.during(|| assert!(ping(1400).is_err()));
+        let nested = growth.of("netfwd_drops_total", &[("direction", "egress"), ("reason", "nested")]);
+        let frames = growth.of("netfwd_tun_read_frames_total", &[]);
+        // Wrapped, the request comes back; as long as it is over Ethernet, in two fragments, of which the second comes back once more.
+        assert!(nested >= 1.0 && frames < 100.0, "{nested} drops, {frames} frames");
+        gateway.ip("route delete 10.9.0.1/32").expect("no route");
+        ping(56).expect("an answer");
+    }
+}
+
 /// What no longer fits is fragmented by the kernel, superframes included.
 fn a_shrunken_underlay_still_carries(tunnel: Tunnel) {
     let Some(rig) = Rig::start(Options::with_tunnels([tunnel])) else { return };
