@@ -37,7 +37,9 @@ impl Daemon {
         let (health, notice) = (Arc::new(Health::default()), StopNotice::default());
         let mut control = Control::start().expect("a runtime");
         let (served_health, served_notice) = (health.clone(), notice.clone());
-        let metrics = Metrics::new(&ForwardingTable::new(tunnels));
+        let mut metrics = Metrics::new(&ForwardingTable::new(tunnels));
+        // The first interface of a network namespace is lo.
+        metrics.know_devices(&[1]);
         let thread = thread::spawn(move || control.serve(listener, metrics, served_health, &served_notice));
         Self { address, health, notice, thread }
     }

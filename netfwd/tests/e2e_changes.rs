@@ -13,6 +13,17 @@ use xtask::machine::wait_until;
 /// The control thread looks once a second, at an interface that refuses every 16 s; the rest is for a busy machine.
 const LOOKS: Duration = Duration::from_secs(30);
 
+#[test]
+fn a_renamed_device_is_still_its_tunnel_s() {
+    let Some(rig) = Rig::start(Options::default()) else { return };
+    let gateway = &rig.lab.gateway;
+    for line in ["link set vx7 down", "link set vx7 name blue", "link set blue up"] {
+        gateway.ip(line).expect(line);
+    }
+    gateway.exec("ping -c 1 -W 3 10.10.0.1").expect("an answer");
+    assert_eq!(rig.metrics().metric("netfwd_tunnel_up", &[("tunnel", "vx7")]), 1.0);
+}
+
 /// A default route into a tunnel whose remote is behind that route: everybody does it once.
 #[test]
 fn a_route_to_the_remote_through_the_tunnel_makes_no_storm() {
