@@ -25,16 +25,14 @@ use netfwd_common::wire::vnet;
 use zerocopy::FromBytes;
 
 use super::fdb::Fdbs;
-use super::flow::Family;
 use super::offload::{Cut, Offload};
-use super::overlay::{Overlay, Version};
+use super::overlay::Overlay;
 use super::packet::{Link, RemoteIndex, TunnelIndex};
 use super::seam::{DatagramSink, SendFailure, Transmit};
 use super::segment::{Superframe, complete_checksum};
 use super::stats::{Counters, Direction, Proto};
 use super::table::{ForwardingTable, Tunnel, address_bytes};
 use super::tunnel::encap::{self, Encapsulation, HEADER_LEN, MAX_PAYLOAD, Run};
-use super::vet::{source_address, udp_destination_port};
 
 /// What egress knows about the world while it works through a batch.
 #[derive(Clone, Copy, Debug)]
@@ -124,15 +122,10 @@ impl Egress {
 /// Of a fragmented one the first fragment is known; the others are, once they are wrapped.
 fn is_wrapped_here(table: &ForwardingTable, packet: &[u8], overlay: &Overlay) -> bool {
     let Some(network) = &overlay.network else { return false };
-    let ip = packet.get(network.offset..).unwrap_or_default();
-    let family = match network.version {
-        Version::V4 => Family::V4,
-        Version::V6 => Family::V6,
-    };
-    let Some(port) = udp_destination_port(ip, family).filter(|&port| table.is_endpoint_port(port)) else {
+    let Some(port) = network.udp_destination_port(packet).filter(|&port| table.is_endpoint_port(port)) else {
         return false;
     };
-    let source = source_address(ip, family).map(address_bytes);
+    let source = network.source(packet).map(address_bytes);
     let endpoint = source.and_then(|local| table.endpoint(&EndpointKey { local, port, reserved: 0 }));
     // A WireGuard peer's port says nothing of ours.
     endpoint.is_some_and(|endpoint| endpoint.kind != TunnelKind::WireGuard as u8)
