@@ -216,5 +216,5 @@ fn the_loopback_interface_is_listed_with_its_address() {
     let _turn = turn();
     let links = Control::start().and_then(|control| control.links()).expect("netlink answers");
     let lo = links.iter().find(|link| link.name == "lo").expect("every namespace has one");
-    assert!(lo.mtu >= 1280 && lo.vxlan_port.is_none(), "{lo:?}");
+    assert!(lo.mtu >= 1280 && lo.leads_nowhere && lo.vxlan_port.is_none(), "{lo:?}");
 }
