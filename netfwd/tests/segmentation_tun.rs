@@ -72,6 +72,7 @@ fn device(name: &str, address: &str) -> TunQueue {
         mtu: 1500,
         mac: None,
         addresses: vec![address.parse().unwrap()],
+        link_local: true,
         tx_queue_len: TX_QUEUE_LEN,
     };
     let (_, mut queues) = OverlayDevice::create(&options).unwrap();

@@ -29,6 +29,7 @@ fn options(name: &str, link: Link, mac: [u8; 6], addresses: &[&str]) -> DeviceOp
         mtu: 1500,
         mac: Some(mac),
         addresses: addresses.iter().map(|address| address.parse::<IpNet>().unwrap()).collect(),
+        link_local: true,
         tx_queue_len: TX_QUEUE_LEN,
     }
 }

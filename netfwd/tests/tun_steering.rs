@@ -222,7 +222,16 @@ impl Device {
         // It carries only what the test sends.
         sysctl("ipv6/conf/default/disable_ipv6", "1");
         let (name, mtu, tx_queue_len) = ("near".to_owned(), 9000, TX_QUEUE_LEN);
-        let wanted = DeviceOptions { name, link, queues: 4, mtu, mac: None, addresses: Vec::new(), tx_queue_len };
+        let wanted = DeviceOptions {
+            name,
+            link,
+            queues: 4,
+            mtu,
+            mac: None,
+            addresses: Vec::new(),
+            link_local: true,
+            tx_queue_len,
+        };
         let (device, queues) = OverlayDevice::create(&wanted).unwrap();
         Self { queues, socket: packet_socket::open(device.name(), Frames::Out).unwrap() }
     }

@@ -90,6 +90,19 @@ fn it_returns_when_device_and_socket_exist_and_ends_with_the_device() {
     host.assert_gone();
 }
 
+/// As with the kernel's device; `wg-quick save` would keep those that the kernel makes up, one more each time.
+#[test]
+fn a_device_has_no_address_but_those_that_it_is_given() {
+    let Some(host) = Host::new("bare") else { return };
+    host.start();
+    let ip = |arguments: &str| host.namespace.ip(&arguments.replace("NAME", &host.device)).expect("ip");
+    for change in ["link set NAME down", "link set NAME up", "address add fd77::1/64 dev NAME"] {
+        ip(change);
+    }
+    let addresses = ip("-brief address show NAME");
+    assert_eq!(addresses.split_ascii_whitespace().skip(2).collect::<Vec<_>>(), ["fd77::1/64"], "{addresses}");
+}
+
 #[test]
 fn removing_the_socket_ends_it() {
     let Some(host) = Host::new("socket") else { return };

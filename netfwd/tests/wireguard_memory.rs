@@ -189,7 +189,10 @@ fn a_flood_with_forged_sources_is_forgotten() {
             let path = Path::to(SocketAddr::new(Ipv4Addr::from(from).into(), 1));
             let message =
                 Message::new(TunnelIndex(0), path, Lane::Anonymous, &initiation).expect("a handshake message");
-            b.handshakes.receive(&b.device, &b.counters, now, true, &message, &mut |_| answers += 1);
+            b.handshakes.receive(&b.device, &b.counters, now, true, &message, &mut |run| {
+                answers += 1;
+                run.bytes
+            });
         }
         answers
     };
@@ -201,6 +204,6 @@ fn a_flood_with_forged_sources_is_forgotten() {
     assert_eq!(b.device.stats().cookie_replies(), answers);
     // A second later the next tick forgets them.
     std::thread::sleep(std::time::Duration::from_millis(1_100));
-    b.handshakes.tick(&b.device, &b.counters, Now::read(), &mut |_| {});
+    b.handshakes.tick(&b.device, &b.counters, Now::read(), &mut |run| run.bytes);
     assert_eq!(growth(|| answers += flood(&mut b, SOURCES)), 0, "their memory is used again");
 }

@@ -79,7 +79,7 @@ impl Desk {
     fn round(&mut self, cookie: Cookie) -> Duration {
         // What may be looked at in a second is limited, so every round has one of its own.
         self.now.monotonic += Duration::from_secs(1);
-        self.end.handshakes.tick(&self.end.device, &self.end.counters, self.now, &mut |_| {});
+        self.end.handshakes.tick(&self.end.device, &self.end.counters, self.now, &mut |run| run.bytes);
         match cookie {
             Cookie::Absent => self.crowd([0; 16], Lane::Anonymous, BATCH),
             Cookie::Wrong => self.crowd([1; 16], Lane::Cookie, 0),
@@ -133,7 +133,10 @@ impl Desk {
         sent.clear();
         let start = Instant::now();
         for message in messages {
-            handshakes.receive(device, counters, self.now, true, message, &mut |run| sent.put(run));
+            handshakes.receive(device, counters, self.now, true, message, &mut |run| {
+                sent.put(run);
+                run.bytes
+            });
         }
         start.elapsed()
     }

@@ -278,7 +278,9 @@ pub fn examine(config: &Config, links: &[Link]) -> Findings {
 pub fn privileges(config: &Config) -> Result<(), Problems> {
     let mut problems = Vec::new();
     let has = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-    let missing = missing_capabilities(has, config.underlays.iter().any(|underlay| underlay.xdp != XdpMode::Off));
+    let xdp = config.underlays.iter().any(|underlay| underlay.xdp != XdpMode::Off);
+    let in_the_clear = config.tunnels.iter().any(|tunnel| tunnel.wireguard().is_none());
+    let missing = missing_capabilities(has, xdp, in_the_clear);
     if !missing.is_empty() {
         problems.push(Problem::Privileges { missing: missing.join(", ") });
     }
@@ -288,12 +290,13 @@ pub fn privileges(config: &Config) -> Result<(), Problems> {
     if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
 }
 
-fn missing_capabilities(has: CapabilitySet, xdp: bool) -> Vec<&'static str> {
+fn missing_capabilities(has: CapabilitySet, xdp: bool, in_the_clear: bool) -> Vec<&'static str> {
     let mut missing = Vec::new();
     if !has.contains(CapabilitySet::NET_ADMIN) {
         missing.push("CAP_NET_ADMIN");
     }
-    if !has.contains(CapabilitySet::NET_RAW) {
+    // AF_XDP, and the raw sockets of tunnels in the clear; WireGuard on kernel sockets does with what wireguard-go has.
+    if (xdp || in_the_clear) && !has.contains(CapabilitySet::NET_RAW) {
         missing.push("CAP_NET_RAW");
     }
     if xdp && !has.intersects(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN) {

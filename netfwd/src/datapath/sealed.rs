@@ -67,6 +67,7 @@ impl SealedEgress {
         let mut emit = |outgoing: &Outgoing<'_>| match (outgoing.path.remote.ip(), outgoing.path.remote.port()) {
             remote if wrapped_for == Some(remote) => {
                 counters.drops.add(Direction::Egress, Stage::Route, DropReason::Nested, outgoing.datagrams as u64);
+                0
             }
             _ => transmit(sink, outgoing, tunnel, counters),
         };
@@ -94,8 +95,13 @@ fn stage_of(reason: DropReason) -> Stage {
     }
 }
 
-/// Sends a peer's datagrams from the listening port. Those that carry packets are counted as the tunnel's.
-pub fn transmit(sink: &mut impl DatagramSink, outgoing: &Outgoing<'_>, tunnel: TunnelIndex, counters: &Counters) {
+/// Sends a peer's datagrams from the listening port; how many bytes left. Those that carry packets are counted as the tunnel's.
+pub fn transmit(
+    sink: &mut impl DatagramSink,
+    outgoing: &Outgoing<'_>,
+    tunnel: TunnelIndex,
+    counters: &Counters,
+) -> usize {
     let Outgoing { path, tos, slices, segment_size, datagrams, bytes } = *outgoing;
     let transmit = Transmit {
         local: path.local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
@@ -110,13 +116,15 @@ pub fn transmit(sink: &mut impl DatagramSink, outgoing: &Outgoing<'_>, tunnel: T
         checksum: OuterChecksum::Wanted { payload_sum: None },
     };
     let lost = send(sink, &transmit, counters);
+    // Which ones were lost is not known: each counts as one of the run's full size.
+    let bytes_sent = bytes.saturating_sub(lost * segment_size);
     let is_keepalive = segment_size <= OVERHEAD;
     if tos != HANDSHAKE_TOS && !is_keepalive {
         let sent = datagrams - lost;
-        // Which ones were lost is not known: each counts as one of the run's full size.
-        let inner = bytes.saturating_sub(lost * segment_size).saturating_sub(sent * OVERHEAD);
+        let inner = bytes_sent.saturating_sub(sent * OVERHEAD);
         let tunnel = counters.tunnel(tunnel);
         tunnel.transmit_packets.add(sent as u64);
         tunnel.transmit_bytes.add(inner as u64);
     }
+    bytes_sent
 }

@@ -53,6 +53,8 @@ pub struct DeviceOptions {
     pub mac: Option<Mac>,
     /// Put on the device.
     pub addresses: Vec<IpNet>,
+    /// Whether the kernel is to give it a link-local IPv6 address of its own.
+    pub link_local: bool,
     /// Frames that may wait in each queue for a reader.
     pub tx_queue_len: u32,
 }
@@ -234,6 +236,9 @@ fn configure(device: &SyncDevice, options: &DeviceOptions) -> Result<(), DeviceE
     if let (Link::Ethernet, Some(mac)) = (options.link, options.mac) {
         device.set_mac_address(mac).map_err(other("set its MAC address"))?;
     }
+    if !options.link_local {
+        generate_no_address(&options.name);
+    }
     device.enabled(true).map_err(other("set it up"))?;
     for &address in &options.addresses {
         match address.addr() {
@@ -248,6 +253,16 @@ fn configure(device: &SyncDevice, options: &DeviceOptions) -> Result<(), DeviceE
         }?;
     }
     Ok(())
+}
+
+/// IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h), of the calling thread's namespace.
+fn generate_no_address(name: &str) {
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1") {
+        Ok(()) => {}
+        // There is no IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::info!(device = name, %error, "the kernel will give the device a link-local address"),
+    }
 }
 
 /// Without it a flow changes its queue now and then, and what is in the old one is overtaken.

@@ -151,6 +151,8 @@ fn open_devices(config: &Config, table: &ForwardingTable, workers: usize) -> Res
             mtu: tunnel.mtu,
             mac: configured.vxlan().and_then(|vxlan| vxlan.mac),
             addresses: configured.addresses.clone(),
+            // As the kernel's device: who is there follows from keys, and there are no neighbours to discover.
+            link_local: tunnel.kind != TunnelKind::WireGuard,
             tx_queue_len: TX_QUEUE_LEN,
         })?;
         // One driver serves them all.

@@ -128,8 +128,8 @@ fn own_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-fn send(interface: &Interface, outgoing: &Outgoing<'_>, counters: &Counters) {
-    transmit(&mut &*interface, outgoing, interface.tunnel(), counters);
+fn send(interface: &Interface, outgoing: &Outgoing<'_>, counters: &Counters) -> usize {
+    transmit(&mut &*interface, outgoing, interface.tunnel(), counters)
 }
 
 impl Closing {

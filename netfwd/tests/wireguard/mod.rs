@@ -102,6 +102,10 @@ impl End {
         mut emit: impl FnMut(&Outgoing<'_>),
     ) -> Result<Sealed, DropReason> {
         let inner = Inner { destination: to.into(), ecn, content };
+        let mut emit = |run: &Outgoing<'_>| {
+            emit(run);
+            run.bytes
+        };
         self.sealer.seal(&self.device, &self.counters, &inner, &mut emit)
     }
 
@@ -119,6 +123,10 @@ impl End {
     /// The control side's turn.
     pub fn take_turn(&mut self, mut emit: impl FnMut(&Outgoing<'_>)) {
         let Self { device, queue, handshakes, counters, is_loaded, .. } = self;
+        let mut emit = |run: &Outgoing<'_>| {
+            emit(run);
+            run.bytes
+        };
         handshakes.run_errands(device, counters, Now::read(), &mut emit);
         while let Some(message) = queue.next(Lanes::ALL) {
             handshakes.receive(device, counters, Now::read(), *is_loaded, &message, &mut emit);

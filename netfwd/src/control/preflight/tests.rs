@@ -140,10 +140,11 @@ fn a_taken_metrics_port_is_named() {
 
 #[test]
 fn missing_capabilities_are_named_and_bpf_only_for_xdp() {
-    assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN, true), ["CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"]);
-    assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN, false), ["CAP_NET_RAW"]);
+    assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN, true, false), ["CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"]);
+    assert_eq!(missing_capabilities(CapabilitySet::NET_ADMIN, false, true), ["CAP_NET_RAW"]);
+    assert!(missing_capabilities(CapabilitySet::NET_ADMIN, false, false).is_empty(), "WireGuard on kernel sockets");
     let with_sys_admin = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::SYS_ADMIN;
-    assert!(missing_capabilities(with_sys_admin, true).is_empty());
+    assert!(missing_capabilities(with_sys_admin, true, true).is_empty());
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Handshakes {
         now: Now,
         loaded: bool,
         message: &Message,
-        emit: &mut impl FnMut(&Outgoing<'_>),
+        emit: &mut impl FnMut(&Outgoing<'_>) -> usize,
     ) {
         let mut visit = Visit { device, counters, now, press: &mut self.press, runs: &mut self.runs, emit };
         if let Err(reason) = visit.receive(loaded, message) {
@@ -99,7 +99,7 @@ impl Handshakes {
         device: &Device,
         counters: &Counters,
         now: Now,
-        emit: &mut impl FnMut(&Outgoing<'_>),
+        emit: &mut impl FnMut(&Outgoing<'_>) -> usize,
     ) {
         let mut peers = mem::take(&mut self.peers);
         device.take_errands(&mut peers);
@@ -111,7 +111,13 @@ impl Handshakes {
     }
 
     /// Timers: call it every [`TICK`], under a flood too.
-    pub fn tick(&mut self, device: &Device, counters: &Counters, now: Now, emit: &mut impl FnMut(&Outgoing<'_>)) {
+    pub fn tick(
+        &mut self,
+        device: &Device,
+        counters: &Counters,
+        now: Now,
+        emit: &mut impl FnMut(&Outgoing<'_>) -> usize,
+    ) {
         if let Some(identity) = device.identity() {
             identity.reset_counts();
         }
@@ -141,7 +147,7 @@ struct Visit<'a, E> {
     emit: &'a mut E,
 }
 
-impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
+impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
     fn receive(&mut self, loaded: bool, message: &Message) -> Result<(), DropReason> {
         if self.device.is_down() {
             return Err(DropReason::NoSession);
@@ -204,7 +210,7 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
         match session.handle_incoming_packet(WgKind::HandshakeInit(initiation)) {
             TunnResult::WriteToNetwork(WgKind::HandshakeResp(response)) => {
                 peer.count_received(message.bytes().len());
-                state.path = Some(message.path);
+                state.follow(message.path);
                 state.unconfirmed = Some(response.sender_idx.get());
                 self.device.activate(&peer);
                 self.send(&peer, &mut state, WgKind::HandshakeResp(response));
@@ -224,7 +230,7 @@ impl<E: FnMut(&Outgoing<'_>)> Visit<'_, E> {
         match session.handle_incoming_packet(answer) {
             TunnResult::WriteToNetwork(keepalive) => {
                 peer.count_received(message.bytes().len());
-                state.path = Some(message.path);
+                state.follow_answer(message.path);
                 self.complete(&peer, &mut state, Role::Initiator);
                 self.send(&peer, &mut state, keepalive);
                 self.flush_library(&peer, &mut state);

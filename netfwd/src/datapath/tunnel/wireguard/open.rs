@@ -290,7 +290,7 @@ impl Group {
             }
         }
         if let Some(origin) = newest {
-            state.path = Some(Path::back_to(&origin));
+            state.follow(Path::back_to(&origin));
         }
         let is_confirmed = state.is_confirmed;
         drop(state);

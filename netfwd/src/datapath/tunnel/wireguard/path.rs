@@ -14,7 +14,7 @@ pub struct Path {
     /// Where the peer is.
     pub remote: SocketAddr,
     /// Which of our addresses it wrote to last, so that the answer comes from there. `None`: the kernel chooses, since none is
-    /// known yet or the peer's place was configured.
+    /// known yet, the peer's place was configured, or the kernel's choice is what the peer writes to.
     pub local: Option<IpAddr>,
 }
 
@@ -45,7 +45,8 @@ fn address(bytes: [u8; 16]) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
 }
 
-/// Datagrams for one peer, ready to be sent with one system call: `segment_size` bytes each, the last may be shorter.
+/// Datagrams for one peer, ready to be sent with one system call: `segment_size` bytes each, the last may be shorter. Whoever is
+/// given them to send says how many of their bytes left.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
     /// To whom, from which of our addresses.

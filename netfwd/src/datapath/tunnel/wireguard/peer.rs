@@ -6,7 +6,7 @@
 //!
 //! The session object is overwritten before it is freed ([`Wiped`]): the library wipes only some of the keys in it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +45,9 @@ pub(super) struct State {
     /// Seconds; 0 for none.
     pub(super) persistent_keepalive: u16,
     pub(super) path: Option<Path>,
+    /// The address of ours that the kernel had chosen when the peer last answered. While it speaks to that one, the choice is left
+    /// to the kernel: when the way leads through another interface, so does the next datagram.
+    chosen: Option<IpAddr>,
     pub(super) staged: Staged,
     pub(super) last_handshake: Option<SystemTime>,
     /// The session indices that lead here.
@@ -73,6 +76,19 @@ impl State {
     /// Where the peer is, if there is a session with it.
     pub(super) fn place(&self) -> Option<SocketAddr> {
         self.path.filter(|_| self.is_established).map(|path| path.remote)
+    }
+
+    /// The peer is where that authentic message came from.
+    pub(super) fn follow(&mut self, path: Path) {
+        self.path = Some(if path.local == self.chosen { Path::to(path.remote) } else { path });
+    }
+
+    /// The same with the answer to an initiation of ours.
+    pub(super) fn follow_answer(&mut self, path: Path) {
+        if self.path.is_some_and(|before| before.local.is_none()) {
+            self.chosen = path.local;
+        }
+        self.follow(path);
     }
 
     /// A handshake had no answer: the way may lead through another interface by now, where the address that the peer spoke to

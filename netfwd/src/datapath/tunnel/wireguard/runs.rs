@@ -60,17 +60,16 @@ impl Runs {
         }
     }
 
-    /// Gives all runs to `emit` and forgets them; how many bytes they had.
-    pub(super) fn emit(&mut self, path: Path, emit: &mut impl FnMut(&Outgoing<'_>)) -> usize {
-        let mut rest = self.bytes.as_slice();
+    /// Gives all runs to `emit` and forgets them; how many bytes of them left.
+    pub(super) fn emit(&mut self, path: Path, emit: &mut impl FnMut(&Outgoing<'_>) -> usize) -> usize {
+        let (mut rest, mut sent) = (self.bytes.as_slice(), 0);
         for Shape { tos, segment_size, datagrams, bytes } in self.runs.drain(..) {
             let (run, behind) = rest.split_at(bytes);
             rest = behind;
-            emit(&Outgoing { path, tos, slices: &[IoSlice::new(run)], segment_size, datagrams, bytes });
+            sent += emit(&Outgoing { path, tos, slices: &[IoSlice::new(run)], segment_size, datagrams, bytes });
         }
-        let bytes = self.bytes.len();
         self.bytes.clear();
-        bytes
+        sent
     }
 }
 
@@ -89,6 +88,7 @@ mod tests {
             assert_eq!(run.slices.iter().map(|slice| slice.len()).sum::<usize>(), run.bytes);
             assert!(run.slices.iter().all(|slice| slice.iter().all(|byte| *byte == run.tos)));
             seen.push((run.tos, run.segment_size, run.datagrams, run.bytes));
+            run.bytes
         });
         seen
     }

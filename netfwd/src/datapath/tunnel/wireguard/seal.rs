@@ -116,7 +116,7 @@ impl Sealer {
         device: &Device,
         counters: &Counters,
         inner: &Inner<'_>,
-        emit: &mut impl FnMut(&Outgoing<'_>),
+        emit: &mut impl FnMut(&Outgoing<'_>) -> usize,
     ) -> Result<Sealed, DropReason> {
         let peer = self.snapshots.of(device.tunnel(), &device.allowed_ips).lookup(inner.destination);
         let peer = peer.ok_or(DropReason::NoPeer)?;

@@ -111,6 +111,23 @@ fn a_lost_initiation_is_repeated() {
 }
 
 #[test]
+fn who_began_sends_from_whatever_address_the_kernel_chooses_and_who_answered_from_the_one_spoken_to() {
+    let (mut a, mut b) = Host::connected();
+    b.send(inner(1), &packet(2, 1, b"hello")).unwrap();
+    exchange(&mut a, &mut b);
+    let spoken_to = b.address;
+    for host in [&mut a, &mut b] {
+        let number = host.number();
+        host.address.set_ip([203, 0, 113, number].into());
+    }
+    a.send(inner(2), &packet(1, 2, b"by another way")).unwrap();
+    b.send(inner(1), &packet(2, 1, b"by another way")).unwrap();
+    assert_eq!((a.wire[0].from, b.wire[0].from), (a.address, spoken_to));
+    exchange(&mut a, &mut b);
+    assert_eq!(b.status(a.public_key()).endpoint, Some(a.address), "it is followed there");
+}
+
+#[test]
 fn what_has_no_answer_is_repeated_from_whatever_address_the_kernel_chooses() {
     let (mut a, mut b) = hurried_pair();
     a.connect(&mut b);
@@ -555,4 +572,19 @@ fn bytes_are_counted_as_datagrams_with_their_headers() {
     // Initiation, keepalive and the first packet (25 bytes, padded to 32), against the response.
     assert_eq!((before_a.transmit_bytes, before_a.receive_bytes), (148 + 32 + 64, 92));
     assert_eq!((before_b.receive_bytes, before_b.transmit_bytes), (148 + 32 + 64, 92));
+}
+
+#[test]
+fn what_did_not_leave_is_not_counted_as_sent() {
+    let (mut a, b) = Host::pair();
+    let End { device, sealer, handshakes, counters, .. } = &mut a.end;
+    let hello = packet(1, 2, b"hello");
+    let packet = Inner { destination: inner(2).into(), ecn: 0, content: Content::Packet(&hello) };
+    sealer.seal(device, counters, &packet, &mut |_| 0).unwrap();
+    let mut tried = 0;
+    handshakes.run_errands(device, counters, Now::read(), &mut |run| {
+        tried += run.datagrams;
+        0
+    });
+    assert_eq!((tried, a.status(b.public_key()).transmit_bytes), (1, 0));
 }

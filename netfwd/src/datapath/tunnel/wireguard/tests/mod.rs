@@ -118,7 +118,10 @@ impl Host {
     fn tick(&mut self) {
         let Self { end, wire } = self;
         let End { device, handshakes, counters, address, .. } = end;
-        handshakes.tick(device, counters, Now::read(), &mut |run| put(*address, wire, run));
+        handshakes.tick(device, counters, Now::read(), &mut |run| {
+            put(*address, wire, run);
+            run.bytes
+        });
     }
 
     fn drops(&self, direction: Direction, stage: Stage, reason: DropReason) -> u64 {
