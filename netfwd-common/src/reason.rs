@@ -122,7 +122,7 @@ reasons! {
         EcnCeNotEct => "ecn_ce_not_ect",
         /// Inner source outside the prefixes routed to this remote, or the peer's allowed IPs.
         InnerSourceDenied => "inner_source_denied",
-        /// The inner packet would be decapsulated again here: tunnels are not nested.
+        /// The packet is itself a datagram to or from a tunnel here: tunnels are not nested.
         Nested => "nested",
         /// The kernel refused the frame on the TUN/TAP.
         TunWrite => "tun_write",

@@ -214,6 +214,7 @@ fn find_ready(control: &Control, config: &Config) -> Result<(Vec<Link>, Ready), 
 /// A gateway whose workers run.
 struct Running {
     shared: Shared,
+    devices: Vec<u32>,
     underlays: Underlays,
     counters: Vec<Arc<Counters>>,
     orders: Vec<Orders>,
@@ -231,6 +232,7 @@ impl Gateway {
         let counters = self.workers.iter().map(|parts| parts.counters.clone()).collect();
         let mut running = Running {
             shared: self.shared,
+            devices: self.devices,
             underlays: self.underlays,
             counters,
             orders: self.orders,
@@ -309,6 +311,7 @@ fn spawn_desk(
 impl Running {
     fn metrics(&self, config: &config::Metrics) -> Metrics {
         let mut metrics = Metrics::new(&self.shared.table);
+        metrics.know_devices(&self.devices);
         for (index, counters) in self.counters.iter().enumerate() {
             metrics.add_worker(index.to_string(), counters.clone());
         }

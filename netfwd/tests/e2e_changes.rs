@@ -6,12 +6,58 @@ mod e2e;
 use std::time::Duration;
 
 use e2e::packets::{awaited, bound, received};
+use e2e::wireguard::HANDSHAKE;
 use e2e::{FAMILIES, Rig, equal, mixed};
-use xtask::lab::{Config, Family, Options, Tunnel};
+use xtask::lab::{Config, Family, Options, Program, Side, Tunnel};
 use xtask::machine::wait_until;
 
 /// The control thread looks once a second, at an interface that refuses every 16 s; the rest is for a busy machine.
 const LOOKS: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_renamed_device_is_still_its_tunnel_s() {
+    let Some(rig) = Rig::start(Options::default()) else { return };
+    let gateway = &rig.lab.gateway;
+    for line in ["link set vx7 down", "link set vx7 name blue", "link set blue up"] {
+        gateway.ip(line).expect(line);
+    }
+    gateway.exec("ping -c 1 -W 3 10.10.0.1").expect("an answer");
+    assert_eq!(rig.metrics().metric("netfwd_tunnel_up", &[("tunnel", "vx7")]), 1.0);
+}
+
+/// A default route into a tunnel whose remote is behind that route: everybody does it once.
+fn a_route_to_the_remote_through_the_tunnel_makes_no_storm(rig: Rig, route: &str) {
+    let gateway = &rig.lab.gateway;
+    let ping = |size| gateway.exec(&format!("ping -c 1 -W 1 -s {size} {}", rig.lab.peer_address(Family::V4)));
+    ping(56).expect("an answer");
+    gateway.ip(&format!("route add {route}")).expect("a route");
+    let ((), growth) = rig.during(|| assert!(ping(1400).is_err()));
+    let nested = growth.of("netfwd_drops_total", &[("direction", "egress"), ("reason", "nested")]);
+    let frames = growth.of("netfwd_tun_read_frames_total", &[]);
+    // Wrapped, the request comes back; if it is long, in fragments, of which those behind the first come back once more.
+    assert!(nested >= 1.0 && frames < 100.0, "{nested} drops, {frames} frames");
+    gateway.ip(&format!("route delete {route}")).expect("no route");
+    ping(56).expect("an answer");
+}
+
+#[test]
+fn a_route_to_the_remote_through_vxlan_makes_no_storm() {
+    for tunnel in [Tunnel::vxlan("vx7", 7), Tunnel::vxlan_gpe("vx7", 7)] {
+        let Some(rig) = Rig::start(Options::with_tunnels([tunnel])) else { return };
+        a_route_to_the_remote_through_the_tunnel_makes_no_storm(rig, "10.9.0.1/32 via 10.10.0.1 dev vx7");
+    }
+}
+
+#[test]
+fn a_route_to_the_endpoint_through_wireguard_makes_no_storm() {
+    let tunnel = Tunnel::wireguard(Program::WireguardGo).initiator(Side::Gateway);
+    let everything = |text: String| text.replace("allowed_ips = [", "allowed_ips = [\"10.9.0.1/32\", ");
+    let rig = Rig::from_text(Options::with_tunnels([tunnel]), |lab| everything(Config::of(lab).text()));
+    let Some(rig) = rig else { return };
+    assert!(rig.answers(Side::Gateway, HANDSHAKE), "no session within {HANDSHAKE:?}");
+    let route = format!("10.9.0.1/32 dev {}", rig.tunnel().name);
+    a_route_to_the_remote_through_the_tunnel_makes_no_storm(rig, &route);
+}
 
 /// What no longer fits is fragmented by the kernel, superframes included.
 fn a_shrunken_underlay_still_carries(tunnel: Tunnel) {

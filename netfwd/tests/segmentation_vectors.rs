@@ -318,6 +318,29 @@ fn on_an_l3_tunnel_only_ip_with_a_route_goes_out() {
 }
 
 #[test]
+fn a_datagram_of_a_tunnel_here_that_comes_back_is_not_wrapped_again() {
+    let nested = [(Stage::Route, DropReason::Nested, 1)];
+    let mut datagram = Shape::udp(false, pattern(3000, 0));
+    datagram.ports.1 = 4789;
+    // Its source is the tunnels' local address: alone, in a run, and as a first fragment.
+    let from_here = |mut frame: Vec<u8>| {
+        frame[10 + 12..10 + 16].copy_from_slice(&[10, 9, 0, 2]);
+        frame
+    };
+    assert_eq!(dropped(from_here(plain(&datagram.packet()))), nested);
+    assert_eq!(dropped(from_here(datagram.frame(1000))), nested);
+    let mut first = from_here(plain(&datagram.packet()));
+    first[10 + 6] = 0x20;
+    assert_eq!(dropped(first), nested);
+    // Another host's tunnel inside this one, and another port, are none of ours.
+    let mut bench = Bench::new();
+    bench.run(GPE, plain(&datagram.packet()));
+    datagram.ports.1 = 4790;
+    bench.run(GPE, from_here(plain(&datagram.packet())));
+    assert_eq!(bench.sink.sent.len(), 2);
+}
+
+#[test]
 fn what_no_datagram_can_carry_is_too_big() {
     let too_big = [(Stage::Segment, DropReason::TooBig, 1)];
     let fits = Shape::udp(false, pattern(65_507 - 8 - 28, 0));

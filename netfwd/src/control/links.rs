@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::time::{sleep, timeout};
 
@@ -23,6 +23,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether nothing leaves by it: lo, and dummy devices, which routers keep addresses on.
+    pub leads_nowhere: bool,
     /// Packets that its queue had no room for.
     pub tx_dropped: u64,
     /// Its addresses.
@@ -125,14 +127,18 @@ fn local_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
 }
 
 fn link(message: LinkMessage) -> Link {
-    let up = message.header.flags.contains(LinkFlags::Up);
-    let mut link = Link { index: message.header.index, up, ..Link::default() };
+    let is = |flag| message.header.flags.contains(flag);
+    let (up, leads_nowhere) = (is(LinkFlags::Up), is(LinkFlags::Loopback));
+    let mut link = Link { index: message.header.index, up, leads_nowhere, ..Link::default() };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Stats64(stats) => link.tx_dropped = stats.tx_dropped,
-            LinkAttribute::LinkInfo(infos) => link.vxlan_port = infos.iter().find_map(vxlan_port),
+            LinkAttribute::LinkInfo(infos) => {
+                link.leads_nowhere |= infos.contains(&LinkInfo::Kind(InfoKind::Dummy));
+                link.vxlan_port = infos.iter().find_map(vxlan_port);
+            }
             _ => {}
         }
     }
@@ -150,6 +156,19 @@ fn vxlan_port(info: &LinkInfo) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_leaves_by_lo_and_dummies() {
+        let leads_nowhere = |flags, kind| {
+            let mut message = LinkMessage::default();
+            message.header.flags = flags;
+            message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+            link(message).leads_nowhere
+        };
+        assert!(leads_nowhere(LinkFlags::Up, InfoKind::Dummy));
+        assert!(leads_nowhere(LinkFlags::Up | LinkFlags::Loopback, InfoKind::Other(String::new())));
+        assert!(!leads_nowhere(LinkFlags::Up, InfoKind::Veth));
+    }
 
     #[test]
     fn netlink_that_does_not_answer_is_not_waited_for_for_ever() {

@@ -391,7 +391,7 @@ fn unusable_port(config: &Config, tunnel: &Tunnel, links: &[Link]) -> Option<Pro
 fn carrier<'l>(config: &Config, tunnel: &Tunnel, links: &'l [Link]) -> Option<&'l Link> {
     let is_underlay = |link: &&Link| config.underlays.iter().any(|underlay| underlay.interface == link.name);
     // An address on lo says nothing of the way out.
-    let has_address = |link: &&Link| link.name != "lo" && link.addresses.contains(&tunnel.local);
+    let has_address = |link: &&Link| !link.leads_nowhere && link.addresses.contains(&tunnel.local);
     links.iter().find(has_address).or_else(|| links.iter().filter(is_underlay).min_by_key(|link| link.mtu))
 }
 

@@ -8,7 +8,8 @@
 //! wrapped once and sent several times, since only the outer destination differs.
 //!
 //! Invariants: every frame ends as datagrams handed to the sink or as one drop under a reason; every datagram that the sink
-//! could not send is a drop too. Nothing is allocated after [`Egress::new`]. Payload is never copied.
+//! could not send is a drop too. Nothing is allocated after [`Egress::new`]. Payload is never copied. What has been wrapped once is
+//! not wrapped again: a route to a remote that leads through the tunnel costs the packets, not the gateway.
 //!
 //! Deliberately absent: ARP, ND and MTU handling. The kernel does them on the device's side, and the underlay's path MTU is
 //! the kernel's too.
@@ -16,6 +17,8 @@
 use std::io::ErrorKind;
 use std::net::IpAddr;
 
+use netfwd_common::abi::{EndpointKey, TunnelKind};
+use netfwd_common::classify::Lookup;
 use netfwd_common::reason::{DropReason, Stage};
 use netfwd_common::wire::ethernet::{Mac, is_multicast};
 use netfwd_common::wire::vnet;
@@ -28,7 +31,7 @@ use super::packet::{Link, RemoteIndex, TunnelIndex};
 use super::seam::{DatagramSink, SendFailure, Transmit};
 use super::segment::{Superframe, complete_checksum};
 use super::stats::{Counters, Direction, Proto};
-use super::table::{ForwardingTable, Tunnel};
+use super::table::{ForwardingTable, Tunnel, address_bytes};
 use super::tunnel::encap::{self, Encapsulation, HEADER_LEN, MAX_PAYLOAD, Run};
 
 /// What egress knows about the world while it works through a batch.
@@ -90,6 +93,9 @@ impl Egress {
             vnet::Header::mut_from_prefix(frame).map_err(|_| Refusal(Stage::Tun, DropReason::VnetHeader))?;
         let overlay =
             Overlay::parse(config.link(), packet, self.flow_seed).map_err(|reason| Refusal(Stage::Route, reason))?;
+        if is_wrapped_here(around.table, packet, &overlay) {
+            return Err(Refusal(Stage::Route, DropReason::Nested));
+        }
         let remotes = route(around, tunnel, config, packet, &overlay)?;
         let offload = Offload::parse(vnet, packet, &overlay).map_err(|reason| Refusal(Stage::Segment, reason))?;
         let wrap = Encapsulation::new(config, &overlay);
@@ -108,6 +114,21 @@ impl Egress {
         };
         sent.map_err(|reason| Refusal(Stage::Segment, reason))
     }
+}
+
+/// Whether a packet is a datagram of our own tunnels, which comes back since the route to its remote leads through one of them
+/// (`vxlan_xmit_one` calls that a circular route). Wrapped again it would come back for ever, and in ever more fragments.
+///
+/// Of a fragmented one the first fragment is known; the others are, once they are wrapped.
+fn is_wrapped_here(table: &ForwardingTable, packet: &[u8], overlay: &Overlay) -> bool {
+    let Some(network) = &overlay.network else { return false };
+    let Some(port) = network.udp_destination_port(packet).filter(|&port| table.is_endpoint_port(port)) else {
+        return false;
+    };
+    let source = network.source(packet).map(address_bytes);
+    let endpoint = source.and_then(|local| table.endpoint(&EndpointKey { local, port, reserved: 0 }));
+    // A WireGuard peer's port says nothing of ours.
+    endpoint.is_some_and(|endpoint| endpoint.kind != TunnelKind::WireGuard as u8)
 }
 
 /// The remotes that a packet goes to, at least one.

@@ -16,7 +16,9 @@ use netfwd_common::reason::DropReason;
 use netfwd_common::wire::{IPPROTO_TCP, IPPROTO_UDP, ethernet, ipv4, ipv6};
 use zerocopy::FromBytes;
 
+use super::flow::Family;
 use super::packet::Link;
+use super::vet;
 
 /// The family of an IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +141,23 @@ impl Network {
             destination: header.destination.into(),
             transport: walk_extensions(packet, header.next_header, offset + ipv6::HEADER_LEN),
         })
+    }
+
+    /// Destination port of a UDP datagram, and of its first fragment.
+    pub(super) fn udp_destination_port(&self, packet: &[u8]) -> Option<u16> {
+        vet::udp_destination_port(packet.get(self.offset..)?, self.family())
+    }
+
+    /// Source address.
+    pub(super) fn source(&self, packet: &[u8]) -> Option<IpAddr> {
+        vet::source_address(packet.get(self.offset..)?, self.family())
+    }
+
+    fn family(&self) -> Family {
+        match self.version {
+            Version::V4 => Family::V4,
+            Version::V6 => Family::V6,
+        }
     }
 
     /// The RFC 3168 field in the low two bits of TOS.

@@ -49,7 +49,7 @@ fn own_reasons(direction: Direction, stage: Stage) -> &'static [DropReason] {
         (Direction::Ingress, Stage::Handshake) => &[Replay, Auth, NoPeer, NoSession, BadLength, HandshakeQueueFull],
         (Direction::Ingress, Stage::Tun) => &[TunWrite],
         (Direction::Egress, Stage::Tun) => &[VnetHeader],
-        (Direction::Egress, Stage::Route) => &[Truncated, InnerHeader, NotIp, NoRoute, NoPeer],
+        (Direction::Egress, Stage::Route) => &[Truncated, InnerHeader, Nested, NotIp, NoRoute, NoPeer],
         (Direction::Egress, Stage::Crypto) => &[QueueFull, NoSession],
         (Direction::Egress, Stage::Segment) => &[VnetHeader, TooBig],
         (Direction::Egress, Stage::Send) => &[SendQueueFull, SendError],

@@ -8,7 +8,8 @@
 //! also sealed under one lock.
 //!
 //! Invariants: every frame ends as datagrams handed to the sink, as packets that wait for a handshake, or as one drop under a
-//! reason; every datagram that the sink could not send is a drop too.
+//! reason; every datagram that the sink could not send is a drop too. What is itself on its way to the peer's endpoint is not sealed for
+//! that peer: it comes back since the route there leads through the tunnel (`send4` in the kernel's wireguard/socket.c says ELOOP).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -61,7 +62,15 @@ impl SealedEgress {
         let network = overlay.network.ok_or(Refusal(Stage::Route, DropReason::NotIp))?;
         let offload = Offload::parse(vnet, packet, &overlay).map_err(|reason| Refusal(Stage::Segment, reason))?;
         let (destination, ecn) = (network.destination, network.ecn());
-        let mut emit = |outgoing: &Outgoing<'_>| transmit(sink, outgoing, tunnel, counters);
+        // Of a fragmented datagram the first fragment is known; the others are, once they are sealed.
+        let wrapped_for = network.udp_destination_port(packet).map(|port| (destination, port));
+        let mut emit = |outgoing: &Outgoing<'_>| match (outgoing.path.remote.ip(), outgoing.path.remote.port()) {
+            remote if wrapped_for == Some(remote) => {
+                counters.drops.add(Direction::Egress, Stage::Route, DropReason::Nested, outgoing.datagrams as u64);
+                0
+            }
+            _ => transmit(sink, outgoing, tunnel, counters),
+        };
         let mut seal = |content| self.sealer.seal(device, counters, &Inner { destination, ecn, content }, &mut emit);
         let sealed = match offload {
             Offload::None => seal(Content::Packet(packet)),

@@ -42,6 +42,8 @@ const MOST_WORKERS: usize = 8;
 /// Everything made, nothing moving yet.
 pub struct Gateway {
     pub(super) shared: Shared,
+    /// Interface indices, in the tunnels' order.
+    pub(super) devices: Vec<u32>,
     pub(super) underlays: Underlays,
     pub(super) workers: Vec<Parts>,
     pub(super) orders: Vec<Orders>,
@@ -64,7 +66,7 @@ impl Gateway {
         let addresses = underlay_addresses(&interfaces, links);
         let port_of = |tunnel| ports.iter().find(|bound| bound.tunnel() == tunnel).map(|bound| bound.port());
         let table = Arc::new(with_ports(&table, &addresses, port_of));
-        let (devices, offloads) = open_devices(config, &table, workers)?;
+        let Devices { queues: device_queues, indices, offloads } = open_devices(config, &table, workers)?;
         let gro = gro_config(&config.gro, &offloads, seed);
         let endpoints = open_endpoints(config, links, &table, workers)?;
         let pools = open_pools(&table)?;
@@ -84,7 +86,7 @@ impl Gateway {
         let steering = Arc::new(Steering::new(underlays.clone(), addresses, table.clone(), orders.clone()));
         let mut shares: Vec<Vec<Share>> = (0..workers).map(|_| Vec::new()).collect();
         let interfaces = serve(config, links, ports, &steering, &mut shares)?;
-        let parts = queues.into_iter().zip(devices).zip(endpoints).zip(shares).zip(inboxes).map(
+        let parts = queues.into_iter().zip(device_queues).zip(endpoints).zip(shares).zip(inboxes).map(
             |((((queues, devices), endpoints), shares), orders)| Parts {
                 busy_poll: queues.iter().flatten().any(Queue::is_busy_polled),
                 queues,
@@ -103,6 +105,7 @@ impl Gateway {
         let fdbs = Arc::new(Fdbs::new(&table, seed));
         Ok(Self {
             shared: Shared { table, fdbs, epoch: Instant::now() },
+            devices: indices,
             underlays,
             workers,
             orders,
@@ -126,14 +129,20 @@ fn workers_without_underlay() -> usize {
     thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MOST_WORKERS))
 }
 
-/// One device per tunnel, its queues by worker, and what the kernel takes on a write.
-fn open_devices(
-    config: &Config,
-    table: &ForwardingTable,
-    workers: usize,
-) -> Result<(Vec<TunQueues>, WriteOffloads), RunError> {
+/// The tunnels' devices.
+struct Devices {
+    /// By worker.
+    queues: Vec<TunQueues>,
+    /// Interface indices.
+    indices: Vec<u32>,
+    /// What the kernel takes on a write.
+    offloads: WriteOffloads,
+}
+
+/// One device per tunnel.
+fn open_devices(config: &Config, table: &ForwardingTable, workers: usize) -> Result<Devices, RunError> {
     let mut by_worker: Vec<Vec<TunQueue>> = (0..workers).map(|_| Vec::new()).collect();
-    let mut offloads = WriteOffloads::NONE;
+    let (mut indices, mut offloads) = (Vec::new(), WriteOffloads::NONE);
     for (tunnel, configured) in table.tunnels().iter().zip(&config.tunnels) {
         let (device, queues) = OverlayDevice::create(&DeviceOptions {
             name: tunnel.name.clone(),
@@ -148,12 +157,13 @@ fn open_devices(
         })?;
         // One driver serves them all.
         offloads = device.offloads().write;
+        indices.push(device.index());
         info!("tunnel {}: {}", tunnel.name, describe(tunnel, &device));
         for (owner, queue) in by_worker.iter_mut().zip(queues) {
             owner.push(queue);
         }
     }
-    Ok((by_worker.into_iter().map(TunQueues::new).collect(), offloads))
+    Ok(Devices { queues: by_worker.into_iter().map(TunQueues::new).collect(), indices, offloads })
 }
 
 /// The configured rules, narrowed to what the kernel takes.

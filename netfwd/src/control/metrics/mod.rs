@@ -34,13 +34,15 @@ pub struct Metrics {
     tunnels: Vec<TunnelLabels>,
     workers: Vec<(String, Arc<Counters>)>,
     sources: Vec<Box<dyn Source>>,
-    devices: Mutex<HashMap<String, Device>>,
+    devices: Mutex<HashMap<u32, Device>>,
     descriptions: Vec<Desc>,
 }
 
 struct TunnelLabels {
     name: String,
     kind: &'static str,
+    /// Index of its device: the name is the operator's to change.
+    device: Option<u32>,
 }
 
 /// What the kernel says of a tunnel's device.
@@ -56,6 +58,7 @@ impl Metrics {
         let labels = |tunnel: &crate::datapath::table::Tunnel| TunnelLabels {
             name: tunnel.name.clone(),
             kind: tunnel.kind.as_str(),
+            device: None,
         };
         Self {
             tunnels: table.tunnels().iter().map(labels).collect(),
@@ -63,6 +66,13 @@ impl Metrics {
             sources: Vec::new(),
             devices: Mutex::default(),
             descriptions: Family::ALL.iter().filter_map(|&family| describe(family)).collect(),
+        }
+    }
+
+    /// Says which interfaces the tunnels' devices are, by their indices in the tunnels' order.
+    pub fn know_devices(&mut self, indices: &[u32]) {
+        for (tunnel, &index) in self.tunnels.iter_mut().zip(indices) {
+            tunnel.device = Some(index);
         }
     }
 
@@ -78,8 +88,8 @@ impl Metrics {
 
     /// Takes what the kernel says of the tunnels' devices; the next scrape shows it.
     pub(super) fn refresh_devices(&self, links: &[Link]) {
-        let known = |link: &&Link| self.tunnels.iter().any(|tunnel| tunnel.name == link.name);
-        let device = |link: &Link| (link.name.clone(), Device { up: link.up, queue_drops: link.tx_dropped });
+        let known = |link: &&Link| self.tunnels.iter().any(|tunnel| tunnel.device == Some(link.index));
+        let device = |link: &Link| (link.index, Device { up: link.up, queue_drops: link.tx_dropped });
         let devices = links.iter().filter(known).map(device).collect();
         *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = devices;
     }
@@ -104,8 +114,9 @@ impl Metrics {
 
     fn scrape_devices(&self, scrape: &mut Scrape) {
         let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        for TunnelLabels { name, kind } in &self.tunnels {
-            let Device { up, queue_drops } = devices.get(name).copied().unwrap_or_default();
+        for TunnelLabels { name, kind, device } in &self.tunnels {
+            let device = device.and_then(|index| devices.get(&index));
+            let Device { up, queue_drops } = device.copied().unwrap_or_default();
             scrape.add(Family::TunnelUp, &[name, kind], u64::from(up));
             scrape.add(Family::TunQueueDrops, &[name], queue_drops);
         }

@@ -159,10 +159,12 @@ fn buckets_of_the_histogram_are_cumulative_over_workers() {
 }
 
 #[test]
-fn a_tunnel_is_up_when_its_device_is() {
-    let (metrics, _) = metrics(1);
-    let link = Link { name: "vx7".to_owned(), up: true, tx_dropped: 9, ..Link::default() };
-    metrics.refresh_devices(&[link]);
+fn a_tunnel_is_up_when_its_device_is_whatever_its_name() {
+    let (mut metrics, _) = metrics(1);
+    metrics.know_devices(&[4, 5]);
+    let renamed = Link { name: "blue".to_owned(), index: 4, up: true, tx_dropped: 9, ..Link::default() };
+    let other = Link { name: "gpe8".to_owned(), index: 6, up: true, ..Link::default() };
+    metrics.refresh_devices(&[renamed, other]);
     let text = text(metrics);
     assert_eq!(value(&text, r#"netfwd_tunnel_up{tunnel="vx7",kind="vxlan"}"#), Some(1.0));
     assert_eq!(value(&text, r#"netfwd_tunnel_up{tunnel="gpe8",kind="vxlan-gpe"}"#), Some(0.0));

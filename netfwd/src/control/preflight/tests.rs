@@ -40,6 +40,15 @@ fn the_interface_with_the_local_address_limits_the_mtu() {
 }
 
 #[test]
+fn an_interface_that_leads_nowhere_limits_nothing() {
+    let mut config = config("port = 47002\nmtu = 8950");
+    config.tunnels[0].local = [10, 9, 0, 2].into();
+    let addresses = vec![config.tunnels[0].local];
+    let dummy = Link { name: "dummy0".to_owned(), leads_nowhere: true, addresses, ..eth0(1500) };
+    assert_eq!(mtu(&config, &config.tunnels[0], &[dummy, eth0(9000)]).expect("an MTU"), 8950);
+}
+
+#[test]
 fn an_mtu_that_does_not_fit_names_all_numbers() {
     let config = config("port = 47003\nmtu = 1500");
     assert_eq!(
