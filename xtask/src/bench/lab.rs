@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
+use clap::ValueEnum;
 use xtask::interrupt;
 use xtask::lab::{Family, Lab, Options, Program, Side, Tunnel};
 use xtask::load::flood::{self, Cookie, Flood, Sources};
@@ -52,8 +53,46 @@ impl Course {
     }
 }
 
-/// Every case for every subject: medians over the rounds.
-pub fn measure_all(course: Course, subjects: &[Subject], rounds: usize, seconds: f64) -> Result<Vec<Figure>> {
+/// What a gateway is given to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Load {
+    /// One flow and eight flows of TCP each way
+    Tcp,
+    /// Bulk UDP each way
+    Udp,
+    /// One small packet each way, again and again
+    RoundTrip,
+    /// One TCP flow beside forged handshakes, where there are handshakes
+    Flood,
+}
+
+impl Load {
+    /// All of them, in the order in which they are run.
+    pub const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::RoundTrip, Self::Flood];
+
+    fn figures(self, subject: Subject, lab: &Lab, gateway: &Gateway<'_>, seconds: f64) -> Result<Vec<Figure>> {
+        match self {
+            Self::Tcp => bulk(subject, lab, gateway, &[1, 8].map(|flows| Protocol::Tcp { flows }), seconds),
+            Self::Udp => bulk(subject, lab, gateway, &[Protocol::Udp { rate: UDP_RATE }], seconds),
+            Self::RoundTrip => round_trips(subject, lab, seconds),
+            Self::Flood => floods(subject, lab, gateway, seconds),
+        }
+    }
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent<'a> {
+    /// What each subject does.
+    pub loads: &'a [Load],
+    /// How often.
+    pub rounds: usize,
+    /// How long each load lasts.
+    pub seconds: f64,
+}
+
+/// Every load for every subject: medians over the rounds.
+pub fn measure_all(course: Course, subjects: &[Subject], extent: Extent<'_>) -> Result<Vec<Figure>> {
     if !rustix::process::geteuid().is_root() {
         bail!("the lab is made of network namespaces, which need root");
     }
@@ -62,10 +101,10 @@ pub fn measure_all(course: Course, subjects: &[Subject], rounds: usize, seconds:
     interrupt::install();
     let lab = course.lab()?;
     let mut samples = Vec::new();
-    for round in 1..=rounds {
+    for round in 1..=extent.rounds {
         for &subject in subjects {
-            eprintln!("{}: round {round} of {rounds}, {}", course.name(), subject.name());
-            let figures = measure_subject(&lab, subject, &binary, seconds)?;
+            eprintln!("{}: round {round} of {}, {}", course.name(), extent.rounds, subject.name());
+            let figures = measure_subject(&lab, subject, &binary, extent)?;
             samples.extend(figures.into_iter().map(|figure| Figure { bench: course.name(), ..figure }));
             if interrupt::requested() {
                 bail!("stopped; the namespaces are removed");
@@ -75,31 +114,38 @@ pub fn measure_all(course: Course, subjects: &[Subject], rounds: usize, seconds:
     Ok(medians(&samples))
 }
 
-fn cases(seconds: f64) -> Vec<Case> {
-    let protocols = [Protocol::Tcp { flows: 1 }, Protocol::Tcp { flows: 8 }, Protocol::Udp { rate: UDP_RATE }];
-    let directions = [Direction::Ingress, Direction::Egress];
-    let pairs = protocols.into_iter().flat_map(|protocol| directions.map(|direction| (protocol, direction)));
-    pairs.map(|(protocol, direction)| Case { protocol, direction, seconds }).collect()
-}
-
-fn measure_subject(lab: &Lab, subject: Subject, binary: &Path, seconds: f64) -> Result<Vec<Figure>> {
+fn measure_subject(lab: &Lab, subject: Subject, binary: &Path, extent: Extent<'_>) -> Result<Vec<Figure>> {
     let gateway = subject.start(lab, binary)?;
     let mut figures = Vec::new();
-    for case in cases(seconds) {
-        let outcome = measure(lab, &gateway, case, |_| {})?;
-        figures.extend(figures_of(subject, case, &outcome));
+    for load in extent.loads {
+        figures.extend(load.figures(subject, lab, &gateway, extent.seconds)?);
         if interrupt::requested() {
             return Ok(figures);
         }
     }
-    figures.extend(round_trips(subject, lab, seconds)?);
-    for cookie in [Cookie::Absent, Cookie::Wrong] {
-        if let Some(flood) = flood(lab, cookie, seconds)? {
-            figures.extend(under_flood(subject, lab, &gateway, flood)?);
-        }
-    }
     figures.extend(memory(subject, &gateway)?);
     gateway.stop()?;
+    Ok(figures)
+}
+
+/// Each of these both ways.
+fn bulk(
+    subject: Subject,
+    lab: &Lab,
+    gateway: &Gateway<'_>,
+    protocols: &[Protocol],
+    seconds: f64,
+) -> Result<Vec<Figure>> {
+    let directions = [Direction::Ingress, Direction::Egress];
+    let pairs = protocols.iter().flat_map(|&protocol| directions.map(|direction| (protocol, direction)));
+    let mut figures = Vec::new();
+    for (protocol, direction) in pairs {
+        let case = Case { protocol, direction, seconds };
+        figures.extend(figures_of(subject, case, &measure(lab, gateway, case, |_| {})?));
+        if interrupt::requested() {
+            break;
+        }
+    }
     Ok(figures)
 }
 
@@ -127,6 +173,16 @@ fn round_trips(subject: Subject, lab: &Lab, seconds: f64) -> Result<Vec<Figure>>
     let report = latency::run(&lab.peer, &lab.server, lab.server_address(Family::V4), duration)?;
     let micros = |case: &str, time: Duration| figure(subject, case, time.as_secs_f64() * 1e6, "µs");
     Ok(vec![micros("round trip, p50", report.p50), micros("round trip, p99", report.p99)])
+}
+
+fn floods(subject: Subject, lab: &Lab, gateway: &Gateway<'_>, seconds: f64) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for cookie in [Cookie::Absent, Cookie::Wrong] {
+        if let Some(flood) = flood(lab, cookie, seconds)? {
+            figures.extend(under_flood(subject, lab, gateway, flood)?);
+        }
+    }
+    Ok(figures)
 }
 
 /// Handshakes from nowhere, where there are handshakes; answers to them lead away.

@@ -18,7 +18,7 @@ use xtask::lab::Program;
 use crate::cargo::{cargo, target};
 use crate::measure::Subject;
 use crate::setup;
-use lab::Course;
+use lab::{Course, Extent, Load};
 
 /// What to measure and how long.
 #[derive(clap::Args)]
@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Subjects of the lab or of wireguard; all of them by default
     #[arg(long, value_enum, value_delimiter = ',')]
     subjects: Vec<Subject>,
+    /// What they do in lab and wireguard; everything by default
+    #[arg(long, value_enum, value_delimiter = ',')]
+    loads: Vec<Load>,
     /// The other end of wireguard
     #[arg(long, value_enum, default_value = "wireguard-go-gso")]
     far_end: Subject,
@@ -91,7 +94,9 @@ impl Arguments {
     fn lab(&self, course: Course, subjects: &[Subject]) -> Result<Vec<Figure>> {
         let wanted = |subject: &&Subject| self.subjects.is_empty() || self.subjects.contains(subject);
         let subjects: Vec<Subject> = subjects.iter().filter(wanted).copied().collect();
-        lab::measure_all(course, &subjects, self.rounds, self.seconds)
+        let wanted = |load: &Load| self.loads.is_empty() || self.loads.contains(load);
+        let loads: Vec<Load> = Load::ALL.into_iter().filter(wanted).collect();
+        lab::measure_all(course, &subjects, Extent { loads: &loads, rounds: self.rounds, seconds: self.seconds })
     }
 
     fn far_end(&self) -> Result<Program> {
