@@ -30,6 +30,7 @@ const REACH: u64 = 100;
 #[derive(Debug)]
 pub struct Wire {
     flips: Arc<AtomicU64>,
+    lost: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
@@ -40,19 +41,28 @@ impl Wire {
         let end = |device| packet_socket::open(device, Frames::InAndOut).map(Arc::new);
         let ends = || Ok::<_, io::Error>((end(PEER_END)?, end(GATEWAY_END)?));
         let (peer, gateway) = namespace.run(ends)?.context("packet sockets for the cable")?;
-        let mut wire = Self { flips: Arc::default(), stop: Arc::default(), threads: Vec::new() };
+        let mut wire = Self { flips: Arc::default(), lost: Arc::default(), stop: Arc::default(), threads: Vec::new() };
         let mut tamper = Tamper { every, ports, seen: 0, flips: Arc::clone(&wire.flips) };
-        let inward = (Arc::clone(&peer), Arc::clone(&gateway), Arc::clone(&wire.stop));
-        let outward = (gateway, peer, Arc::clone(&wire.stop));
-        wire.threads
-            .push(std::thread::spawn(move || forward(&inward.0, &inward.1, &inward.2, |frame| tamper.pass(frame))));
-        wire.threads.push(std::thread::spawn(move || forward(&outward.0, &outward.1, &outward.2, |_| {})));
+        let direction = |from: &Arc<OwnedFd>, to: &Arc<OwnedFd>| Direction {
+            from: Arc::clone(from),
+            to: Arc::clone(to),
+            lost: Arc::clone(&wire.lost),
+            stop: Arc::clone(&wire.stop),
+        };
+        let (inward, outward) = (direction(&peer, &gateway), direction(&gateway, &peer));
+        wire.threads.push(std::thread::spawn(move || inward.forward(|frame| tamper.pass(frame))));
+        wire.threads.push(std::thread::spawn(move || outward.forward(|_| {})));
         Ok(wire)
     }
 
     /// Bits flipped so far.
     pub fn flips(&self) -> u64 {
         self.flips.load(Ordering::Relaxed)
+    }
+
+    /// Frames that could not be sent on: a full queue loses them, as cables' ends do.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -67,19 +77,30 @@ impl Drop for Wire {
     }
 }
 
-fn forward(from: &OwnedFd, to: &OwnedFd, stop: &AtomicBool, mut change: impl FnMut(&mut [u8])) -> Result<()> {
-    let mut frame = vec![0; 1 << 16];
-    while !stop.load(Ordering::Relaxed) {
-        let length = match recv(from, &mut frame[..], RecvFlags::empty()) {
-            Ok((length, _)) => length,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::NETDOWN) => continue,
-            Err(error) => return Err(error).context("receiving"),
-        };
-        change(&mut frame[..length]);
-        // A full queue loses the frame, as cables' ends do.
-        send(to, &frame[..length], SendFlags::empty()).ok();
+/// One way along the cable.
+struct Direction {
+    from: Arc<OwnedFd>,
+    to: Arc<OwnedFd>,
+    lost: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Direction {
+    fn forward(&self, mut change: impl FnMut(&mut [u8])) -> Result<()> {
+        let mut frame = vec![0; 1 << 16];
+        while !self.stop.load(Ordering::Relaxed) {
+            let length = match recv(&self.from, &mut frame[..], RecvFlags::empty()) {
+                Ok((length, _)) => length,
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::NETDOWN) => continue,
+                Err(error) => return Err(error).context("receiving"),
+            };
+            change(&mut frame[..length]);
+            if send(&self.to, &frame[..length], SendFlags::empty()).is_err() {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 struct Tamper {
