@@ -29,7 +29,7 @@ use crate::io::tun::{READ_LEN, TunQueues};
 use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
 use crate::io::udp_send::UdpSender;
 use crate::io::xsk;
-use crate::linger::Linger;
+use crate::linger::{Linger, Moved};
 use crate::order::{Order, OrderInbox};
 use crate::published::FrameGauges;
 use crate::wireguard::path::{Onward, PortIndex, WireGuardPath};
@@ -207,7 +207,7 @@ impl Worker {
             if !events.is_empty() || self.parts.busy_poll {
                 let ended = Instant::now();
                 self.parts.counters.busy_nanoseconds.add(ended.duration_since(started).as_nanos() as u64);
-                linger.served(moved, ended);
+                linger.served(moved, started, ended);
             }
         }
     }
@@ -225,21 +225,22 @@ impl Worker {
         }
     }
 
-    /// Serves everything that is ready; how many bytes it was, or nothing if this was the last round.
-    fn round(&mut self, events: &[epoll::Event], started: Instant) -> io::Result<Option<usize>> {
-        let mut moved = 0;
+    /// Serves everything that is ready; what it moved, or nothing if this was the last round.
+    fn round(&mut self, events: &[epoll::Event], started: Instant) -> io::Result<Option<Moved>> {
+        let (mut inward, mut outward) = (0, 0);
         if self.parts.busy_poll {
             // The driver is polled by the receive call, so nothing may become readable before it.
-            moved += (0..self.parts.queues.len()).map(|index| self.serve(Ready::Queue(index), started)).sum::<usize>();
+            inward += (0..self.parts.queues.len()).map(|index| self.serve(Ready::Queue(index), started)).sum::<usize>();
         }
         for event in events {
             match Ready::from_token(event.data.u64()) {
                 Ready::Stop => return Ok(None),
                 Ready::Orders => self.take_orders(started)?,
-                ready => moved += self.serve(ready, started),
+                device @ Ready::Device(_) => outward += self.serve(device, started),
+                underlay => inward += self.serve(underlay, started),
             }
         }
-        Ok(Some(moved))
+        Ok(Some(Moved { bytes: inward + outward, inward: inward > 0 }))
     }
 
     /// Works off a batch of what is ready; how many bytes it was.

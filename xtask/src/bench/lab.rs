@@ -2,7 +2,8 @@
 //! and other WireGuard programs, all with the same far end.
 //!
 //! In every round each subject is started afresh and gets every load, so that a machine that slows down slows all of them
-//! down. What veth makes dearer for us than for the kernel (AF_XDP copies each packet there) is in the figures.
+//! down. Every other round goes backwards: what a subject finds depends on who was there before it (which core the far
+//! end's threads slept on last), and so nobody always follows the same one. What veth makes dearer for us than for the kernel (AF_XDP copies each packet there) is in the figures.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -102,7 +103,7 @@ pub fn measure_all(course: Course, subjects: &[Subject], extent: Extent<'_>) -> 
     let lab = course.lab()?;
     let mut samples = Vec::new();
     for round in 1..=extent.rounds {
-        for &subject in subjects {
+        for subject in turns(subjects, round) {
             eprintln!("{}: round {round} of {}, {}", course.name(), extent.rounds, subject.name());
             let figures = measure_subject(&lab, subject, &binary, extent)?;
             samples.extend(figures.into_iter().map(|figure| Figure { bench: course.name(), ..figure }));
@@ -112,6 +113,15 @@ pub fn measure_all(course: Course, subjects: &[Subject], extent: Extent<'_>) -> 
         }
     }
     Ok(medians(&samples))
+}
+
+/// The order of a round.
+fn turns(subjects: &[Subject], round: usize) -> Vec<Subject> {
+    let mut turns = subjects.to_vec();
+    if round.is_multiple_of(2) {
+        turns.reverse();
+    }
+    turns
 }
 
 fn measure_subject(lab: &Lab, subject: Subject, binary: &Path, extent: Extent<'_>) -> Result<Vec<Figure>> {
@@ -263,6 +273,14 @@ fn medians(samples: &[Figure]) -> Vec<Figure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_always_follows_the_same_one() {
+        let subjects = [Subject::Netfwd, Subject::Gotatun, Subject::Boringtun];
+        let [first, second] = [1, 2].map(|round| turns(&subjects, round));
+        assert_eq!(first, subjects);
+        assert_eq!(second, [Subject::Boringtun, Subject::Gotatun, Subject::Netfwd]);
+    }
 
     #[test]
     fn rounds_become_medians() {
