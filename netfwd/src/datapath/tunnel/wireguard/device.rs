@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 use super::allowed_ips::{AllowedIps, Published};
 use super::identity::{Gate, Identity};
-use super::key::{PrivateKey, PublicKey};
+use super::key::{KEY_LEN, PrivateKey, PublicKey};
 use super::path::Path;
 use super::peer::{Peer, Session, State};
 use super::places::Places;
@@ -247,9 +247,11 @@ impl Device {
             // As in the kernel: a peer that is ourselves makes no sense.
             self.allowed_ips.change(|table| self.remove_peer(config, table, &own));
         }
+        let is_placeholder = identity.is_none();
+        let identity = identity.unwrap_or_else(|| Arc::new(Identity::new(PrivateKey::from_bytes([0; KEY_LEN]))));
         for Entry { peer, .. } in config.peers.values() {
             let mut state = peer.lock();
-            state.set_identity(identity.as_deref());
+            state.set_identity(&identity, is_placeholder);
             self.sessions.sweep(peer, &mut state);
         }
     }
@@ -302,7 +304,7 @@ impl Device {
         prefixes.into_iter().for_each(|prefix| table.remove(prefix));
         let mut state = peer.lock();
         state.is_removed = true;
-        state.session = None;
+        (state.session, state.dormant) = (None, None);
         state.preshared_key = None;
         self.sessions.sweep(&peer, &mut state);
         if !state.staged.is_empty() {
@@ -377,16 +379,13 @@ impl State {
         self.persistent_keepalive != 0
     }
 
-    /// The device has another key, or none: no session outlives that.
-    fn set_identity(&mut self, identity: Option<&Identity>) {
+    /// The device has another key, or none: no session outlives that. What the library keeps of the peer does, as in the kernel: it
+    /// remembers the newest handshake. Without a key it lies by with a placeholder, so that nothing is left of the one it had.
+    fn set_identity(&mut self, identity: &Identity, is_placeholder: bool) {
         self.forget_sessions();
-        match (&mut self.session, identity) {
-            (Some(session), Some(identity)) => {
-                let limiter = Arc::clone(identity.limiter());
-                session.set_static_private(identity.secret().clone(), *identity.public(), limiter);
-            }
-            (session, _) => *session = None,
-        }
+        let Some(mut session) = self.session.take().or_else(|| self.dormant.take()) else { return };
+        session.set_static_private(identity.secret().clone(), *identity.public(), Arc::clone(identity.limiter()));
+        *if is_placeholder { &mut self.dormant } else { &mut self.session } = Some(session);
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) struct Peer {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) session: Option<Session>,
+    /// The same while the device has no key.
+    pub(super) dormant: Option<Session>,
     pub(super) preshared_key: Option<PresharedKey>,
     /// Seconds; 0 for none.
     pub(super) persistent_keepalive: u16,

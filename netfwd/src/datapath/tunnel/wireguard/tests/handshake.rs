@@ -316,6 +316,26 @@ fn a_replayed_initiation_gets_no_answer() {
 }
 
 #[test]
+fn nor_does_it_after_the_key_was_taken_away_and_set_again() {
+    let (mut a, mut b) = Host::pair();
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    assert_eq!(kinds(&take(&mut b)), [MessageType::Response]);
+    let set = |key: Option<&PrivateKey>| {
+        b.device.apply(&DeviceUpdate { private_key: Some(key.cloned()), ..DeviceUpdate::default() });
+    };
+    set(None);
+    set(Some(&b.key));
+    b.receive(&initiation);
+    assert_eq!(take(&mut b), []);
+    assert_eq!(b.drops(Direction::Ingress, Stage::Handshake, DropReason::Replay), 1);
+
+    b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
+}
+
+#[test]
 fn under_load_senders_must_prove_their_address_first() {
     let (mut a, mut b) = hurried_pair();
     b.is_loaded = true;
