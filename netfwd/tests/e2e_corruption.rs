@@ -20,6 +20,11 @@ const MIB: u64 = 1 << 20;
 const EVERY: u64 = 1000;
 /// Datagrams of one UDP run: a dozen flips.
 const DATAGRAMS: u64 = 12_000;
+/// How a flip is named that hit a packet whose right checksum is, by chance, the bare sum of its pseudo-header: once
+/// in 65,535 flips for each checksum, so in one of some hundred runs.
+const LOOKS_UNFINISHED: &str = "partial_checksum";
+/// Three of them among the eighty flips of a run are no chance any more (one in some hundred million runs).
+const COINCIDENCES: u64 = 2;
 
 /// A lab with the bad cable in front of netfwd.
 struct BadCable {
@@ -96,17 +101,26 @@ impl BadCable {
 
     /// Where a datagram that nobody counted may have left traces.
     fn traces(&self) -> String {
-        let kernel = self.lab.gateway.exec("cat /proc/net/snmp /proc/net/softnet_stat /proc/net/udp; ip -s -s link");
-        format!("{:?}\n{}", self.netfwd.metrics().unwrap(), kernel.unwrap())
+        let tables = ["snmp", "softnet_stat", "udp"].map(|table| self.lab.gateway.proc_net(table).unwrap()).concat();
+        let links = self.lab.gateway.ip("-s -s link").unwrap();
+        format!("{:?}\n{tables}{links}", self.netfwd.metrics().unwrap())
     }
 
     fn grown(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         self.netfwd.metrics().unwrap().growth(&self.before, name, labels) as u64
     }
 
-    /// Drops for a wrong checksum in user space and XDP together, whichever checksum.
+    /// Flips that a counter has under this reason, or as what they may look like.
+    fn noticed(&self, counter: &str, labels: &[(&str, &str)], reason: &str) -> u64 {
+        let named = |reason| self.grown(counter, &[labels, &[("reason", reason)]].concat());
+        let unfinished = named(LOOKS_UNFINISHED);
+        assert!(unfinished <= COINCIDENCES, "{unfinished} flips taken for unfinished checksums: {}", self.traces());
+        named(reason) + unfinished
+    }
+
+    /// Drops of flips at that stage.
     fn drops(&self, stage: &str, reason: &str) -> u64 {
-        self.grown("netfwd_drops_total", &[("direction", "ingress"), ("stage", stage), ("reason", reason)])
+        self.noticed("netfwd_drops_total", &[("direction", "ingress"), ("stage", stage)], reason)
     }
 
     /// Every flip is one of these, and there is no other drop on the way in.
@@ -116,7 +130,7 @@ impl BadCable {
         wait_until(Duration::from_secs(2), || here() == flips);
         let all = self.grown("netfwd_drops_total", &[("direction", "ingress")]);
         eprintln!("{flips} flips, {} dropped as {reason} at {stage}, {all} drops in all", here());
-        assert_eq!((here(), all), (flips, flips));
+        assert_eq!((here(), all), (flips, flips), "{}", self.traces());
     }
 }
 
@@ -178,7 +192,7 @@ fn counts_every_flip(tunnel: Tunnel, xdp: &str, counter: &str, reason: &str) {
     }
     let run = BadCable::carried(&tunnel, |config| config.xdp(xdp).underlay_line("verify = \"count\""));
     let flips = run.flips();
-    let tolerated = || (run.grown(counter, &[("reason", reason)]), run.grown(counter, &[]));
+    let tolerated = || (run.noticed(counter, &[], reason), run.grown(counter, &[]));
     wait_until(Duration::from_secs(2), || tolerated() == (flips, flips));
     assert_eq!(tolerated(), (flips, flips), "{}", run.traces());
     assert_eq!(run.grown("netfwd_drops_total", &[("direction", "ingress")]), 0, "{}", run.traces());

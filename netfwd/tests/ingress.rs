@@ -404,6 +404,35 @@ fn unfinished_checksums_are_told_apart_and_finished_when_asked_to() {
     }
 }
 
+/// The packet with a last word that makes its right checksum the bare pseudo-header sum, as one packet in 65,535 has it.
+fn looking_unfinished(mut packet: Packet) -> Packet {
+    let last = packet.payload.len() - 2;
+    packet.payload[last..].fill(0);
+    let at = packet.build().len() - packet.payload.len() - if packet.udp { 2 } else { 4 };
+    let (right, bare) = (packet.build(), unfinished(&packet));
+    // What is missing between the sum of all the rest and the complement of the wanted field.
+    let word = ones_sum(&[&right[at..at + 2], &[!bare[at], !bare[at + 1]]]);
+    packet.payload[last..].copy_from_slice(&word.to_be_bytes());
+    packet
+}
+
+#[test]
+fn damage_where_the_right_checksum_looks_unfinished_is_counted_as_that_and_never_merged() {
+    let reason = DropReason::PartialChecksum;
+    for packet in [tcp(false), tcp(true), udp(false), udp(true)].map(looking_unfinished) {
+        let mut bytes = packet.build();
+        assert_eq!(bytes, unfinished(&packet));
+        assert_eq!(World::new().run(vec![gpe(&bytes)])[0].bytes[10..], bytes, "it is right");
+        *bytes.last_mut().expect("a payload") ^= 1;
+        World::new().must_drop(gpe(&bytes), Stage::Vet, reason);
+        let mut world = World::with_policy(Verify::Count, false);
+        let frames = world.run(vec![gpe(&bytes), gpe(&bytes)]);
+        assert_eq!((frames.len(), &frames[0].bytes[10..]), (2, &bytes[..]));
+        assert_eq!(world.counters.tolerated[reason.index()].get(), 2);
+        assert_eq!(world.counters.gro_flush[FlushReason::Checksum.index()].get(), 2);
+    }
+}
+
 #[test]
 fn a_finished_udp_checksum_of_zero_is_written_as_ffff() {
     // A last word of what the checksum was without it.

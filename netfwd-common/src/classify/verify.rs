@@ -4,7 +4,8 @@
 //! pseudo-header plus the same segment. So the segment is summed once and both verdicts follow.
 //!
 //! Senders on this machine (veth, tap, virtio) leave CHECKSUM_PARTIAL: the field holds the bare pseudo-header sum, since
-//! nobody thought that it would meet a wire. That is told apart from corruption, for either header.
+//! nobody thought that it would meet a wire. That is told apart from corruption, for either header; one packet in 65,535
+//! has a right checksum that is this sum as well, and nothing tells whether such a packet is corrupt or unfinished.
 //!
 //! Of a WireGuard message the outer checksums are all: inside, only the tag tells.
 
