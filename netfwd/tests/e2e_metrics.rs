@@ -55,29 +55,29 @@ const CONTRACT: &[(&str, &[&str])] = &[
 /// There from the first error of their errno on, so a healthy run lacks the samples.
 const BY_ERRNO: &[&str] = &["netfwd_tun_errors_total", "netfwd_udp_send_errors_total"];
 
-/// Nothing is on its way any more, not even in a ring of a worker that has no CPU: what XDP has redirected was received, what
-/// was received was written, and the same was so a moment before.
-fn settled(netfwd: &Netfwd) -> Metrics {
-    let packets = |metrics: &Metrics| metrics.sum("netfwd_xdp_packets_total");
-    let has_arrived = |metrics: &Metrics| {
-        let lost = ["rx_dropped", "rx_ring_full"].map(|kind| metrics.sum(&format!("netfwd_xsk_{kind}_total")));
-        let redirected = metrics.metric("netfwd_xdp_packets_total", &[("action", "redirect")]);
-        redirected == metrics.sum("netfwd_receive_packets_total") + lost.iter().sum::<f64>()
-    };
-    let is_written = |metrics: &Metrics| {
-        let [input, output, written] = ["gro_input_packets", "gro_output_frames", "tun_write_frames"]
-            .map(|name| metrics.sum(&format!("netfwd_{name}_total")));
-        input == metrics.sum("netfwd_receive_packets_total") && output == written
-    };
+/// The same scrape twice in a row, and nothing that came since `before` is on its way any more, not even in a ring of a worker
+/// that has no CPU: what XDP has redirected was received, and what was received was written.
+fn settled(netfwd: &Netfwd, before: Option<&Metrics>) -> Metrics {
     let mut last = netfwd.metrics().unwrap();
     wait_until(Duration::from_secs(10), || {
         std::thread::sleep(Duration::from_millis(100));
         let now = netfwd.metrics().unwrap();
-        let still = packets(&now) == packets(&last) && has_arrived(&now) && is_written(&now);
+        let packets = |metrics: &Metrics| metrics.sum("netfwd_xdp_packets_total");
+        let still = packets(&now) == packets(&last) && before.is_none_or(|before| has_arrived(&now, before));
         last = now;
         still
     });
     last
+}
+
+fn has_arrived(now: &Metrics, before: &Metrics) -> bool {
+    let grown = |name: &str| now.growth(before, &format!("netfwd_{name}_total"), &[]);
+    let redirected = now.growth(before, "netfwd_xdp_packets_total", &[("action", "redirect")]);
+    let lost = grown("xsk_rx_dropped") + grown("xsk_rx_ring_full");
+    let received = grown("receive_packets");
+    redirected == received + lost
+        && grown("gro_input_packets") == received
+        && grown("tun_write_frames") == grown("gro_output_frames")
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn figures_agree_with_each_other_and_with_what_the_peer_sent() {
     }
     let lab = Lab::new().unwrap();
     let netfwd = start(&lab, &Config::of(&lab));
-    let before = settled(&netfwd);
+    let before = settled(&netfwd, None);
     let sent_before = lab.peer.statistic(UNDERLAY, "tx_packets").unwrap();
     for family in [Family::V4, Family::V6] {
         let address = lab.server_address(family);
@@ -134,7 +134,7 @@ fn figures_agree_with_each_other_and_with_what_the_peer_sent() {
         let report = udp::run(&lab.peer, &lab.server, address, &load).unwrap();
         assert!(report.faithful() && report.lost() == 0, "{report:?}");
     }
-    let after = settled(&netfwd);
+    let after = settled(&netfwd, Some(&before));
     let sent = (lab.peer.statistic(UNDERLAY, "tx_packets").unwrap() - sent_before) as f64;
     let grown = |name: &str, labels: &[(&str, &str)]| after.growth(&before, name, labels);
     let sum = |name: &str| grown(name, &[]);

@@ -83,6 +83,12 @@ impl Rig {
     /// Makes a session that the far end has begun.
     pub fn greet(&self) {
         assert!(self.answers(Side::Peer, HANDSHAKE), "no session within {HANDSHAKE:?}:\n{:?}", self.far_state());
+        self.wait_until_noted();
+    }
+
+    /// A worker confirms a session and answers in it; that there is one is noted by another thread, when it gets to it.
+    pub fn wait_until_noted(&self) {
+        wait_until(HANDSHAKE, || self.state().peer().expect("one peer").latest_handshake > 0);
     }
 
     /// TCP and UDP of both families in both directions, every byte compared.
