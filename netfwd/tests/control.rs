@@ -13,6 +13,9 @@ use netfwd::datapath::table::{ForwardingTable, Tunnel};
 use netfwd_common::abi::TunnelKind;
 use rustix::process::{Signal, getpid, kill_process};
 
+/// Shorter than the five seconds that a client may dawdle, and long enough for a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(4);
+
 /// A signal reaches every control thread of the process, so these tests take turns.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -133,7 +136,7 @@ fn a_signal_ends_it_at_once_though_a_client_dawdles() {
         let start = Instant::now();
         kill_process(getpid(), signal).expect("our own process");
         assert_eq!(daemon.end(), Stop::Signal(name));
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
     }
 }
 
@@ -142,9 +145,9 @@ fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("a directory").count()
 }
 
-/// Whether the other end closes it within ten seconds, having said that.
+/// Whether the other end closes it within twenty seconds, having said that.
 fn is_closed_after(mut stream: &TcpStream, said: &str) -> bool {
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("settable");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("settable");
     let mut heard = String::new();
     let ended = stream.read_to_string(&mut heard);
     assert!(heard.starts_with(said), "{heard}");
@@ -163,7 +166,7 @@ fn silent_connections_keep_no_scrape_waiting_and_do_not_pile_up() {
     for _ in 0..10 {
         let start = Instant::now();
         assert!(daemon.get("/metrics").starts_with("HTTP/1.1 200 OK"));
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
     }
     let more = open_files() - before - SILENT;
     assert!(more <= MOST, "{more} connections are open");

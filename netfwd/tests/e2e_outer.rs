@@ -117,9 +117,9 @@ fn inner_marks_show_outside(tunnel: Tunnel, dscp: u8) {
             set_tos(&sender, 0b0110_1000 | ecn);
             sender.send_to(b"marked", (remote, INNER_PORT)).expect("a datagram");
         }
-        let datagrams = capture.tunnelled(tunnel.outer_address(Side::Gateway), tunnel.port).into_iter();
-        let ours = datagrams.filter(|packet| packet.transport.ends_with(b"marked"));
-        let outer: Vec<_> = ours.map(|packet| packet.tos).collect();
+        let from = tunnel.outer_address(Side::Gateway);
+        let is_ours = |packet: &Packet| packet.is_tunnelled(from, tunnel.port) && packet.transport.ends_with(b"marked");
+        let outer: Vec<_> = capture.awaited(4, is_ours).iter().map(|packet| packet.tos).collect();
         assert_eq!(outer, CODEPOINTS.map(|ecn| dscp << 2 | ecn), "{family:?} inside");
     }
     rig.assert_nothing_lost();

@@ -36,8 +36,8 @@ const PROMPT: Duration = Duration::from_secs(4);
 /// second looks like the first one's replay, and is refused as one.
 const TIMESTAMP: Duration = Duration::from_nanos(1 << 24);
 /// How long a stranger needs at most. Its first message may drown, the second is answered with a cookie, and the third has
-/// that: ten seconds, and a little.
-const STRANGER: Duration = Duration::from_secs(20);
+/// that: ten seconds; the rest is for messages that a busy machine drops on the way.
+const STRANGER: Duration = Duration::from_secs(30);
 /// From where strangers come: ports that follow this one.
 const STRANGERS: u16 = 40_000;
 /// How long any flood lasts at most.
@@ -151,16 +151,25 @@ fn a_peer_gets_new_sessions_while_a_flood_of_handshakes_goes_on() {
     let Some(rig) = start_with_way_out() else { return };
     rig.greet();
     for kind in FORGERIES {
-        let before = rig.metrics();
-        let (took, forged) = rig.under_flood(kind, || [(); SESSIONS].map(|()| rig.renew_session()));
-        let after = rig.metrics();
-        eprintln!("{kind:?}: new sessions after {took:?} under {forged:.0} a second");
-        assert!(took.iter().all(|took| *took < PROMPT), "{kind:?}: a handshake message was lost");
-        assert!(forged >= LEAST_RATE, "{forged:.0} a second are no flood");
-        let completed = [("role", "responder"), ("result", "completed")];
-        let completed = after.growth(&before, "netfwd_wg_handshakes_total", &completed);
-        assert!(completed >= SESSIONS as f64, "old sessions went on");
-        assert_eq!(after.growth(&before, "netfwd_drops_total", &[("reason", "replay")]), 0.0);
+        let good = |run: usize| {
+            let (before, overruns) = (rig.metrics(), rig.overruns());
+            let (took, forged) = rig.under_flood(kind, || [(); SESSIONS].map(|()| rig.renew_session()));
+            let (after, overruns) = (rig.metrics(), rig.overruns() - overruns);
+            eprintln!(
+                "{kind:?}, run {run}: new sessions after {took:?} under {forged:.0} a second, {overruns} found a full queue"
+            );
+            let completed = [("role", "responder"), ("result", "completed")];
+            let completed = after.growth(&before, "netfwd_wg_handshakes_total", &completed);
+            assert!(completed >= SESSIONS as f64, "old sessions went on");
+            assert_eq!(after.growth(&before, "netfwd_drops_total", &[("reason", "replay")]), 0.0);
+            let prompt = took.iter().all(|took| *took < PROMPT);
+            assert!(prompt || overruns > 0, "{kind:?}: a handshake message was lost, and not before netfwd");
+            prompt && forged >= LEAST_RATE
+        };
+        assert!(
+            (0..RUNS).any(good),
+            "{kind:?}: in none of {RUNS} runs there was a flood and no full queue before netfwd"
+        );
     }
     rig.stop();
 }
@@ -169,11 +178,15 @@ fn a_peer_gets_new_sessions_while_a_flood_of_handshakes_goes_on() {
 fn a_stranger_gets_in_while_a_flood_of_handshakes_goes_on() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(rig) = start_with_way_out() else { return };
-    for (kind, port) in FORGERIES.into_iter().zip(STRANGERS..) {
-        rig.move_far_end(port);
-        let (took, forged) = rig.under_flood(kind, || rig.first_session());
-        eprintln!("{kind:?}: a first session after {took:?} under {forged:.0} a second");
-        assert!(forged >= LEAST_RATE, "{forged:.0} a second are no flood");
+    let mut ports = STRANGERS..;
+    for kind in FORGERIES {
+        let good = |run: usize| {
+            rig.move_far_end(ports.next().expect("ports enough"));
+            let (took, forged) = rig.under_flood(kind, || rig.first_session());
+            eprintln!("{kind:?}, run {run}: a first session after {took:?} under {forged:.0} a second");
+            forged >= LEAST_RATE
+        };
+        assert!((0..RUNS).any(good), "{kind:?}: there was no flood in any of {RUNS} runs");
     }
     rig.stop();
 }

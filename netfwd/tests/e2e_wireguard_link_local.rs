@@ -9,7 +9,10 @@ use xtask::machine::wait_until;
 
 /// A namespace's link-local address in the underlay.
 fn link_local(namespace: &Namespace) -> String {
-    let shown = namespace.ip(&format!("-6 -o address show dev {UNDERLAY} scope link")).expect("addresses");
+    let shown = || namespace.ip(&format!("-6 -o address show dev {UNDERLAY} scope link")).expect("addresses");
+    // A device has one when its carrier was noticed, which is a work queue's business.
+    wait_until(HANDSHAKE, || shown().contains("/64"));
+    let shown = shown();
     let address = shown.split_whitespace().find_map(|word| word.strip_suffix("/64"));
     address.unwrap_or_else(|| panic!("no link-local address: {shown}")).to_owned()
 }

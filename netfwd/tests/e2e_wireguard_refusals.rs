@@ -28,7 +28,7 @@ impl Rig {
     fn sealed_datagrams(&self, count: u8) -> Vec<Vec<u8>> {
         let capture = Capture::start(&self.lab.peer);
         let sender = bound(&self.lab.peer, self.lab.peer_address(Family::V4), 0);
-        let delivered = self.delivered(PORT, |target| {
+        let delivered = self.delivered(PORT, usize::from(count), |target| {
             for index in 0..count {
                 sender.send_to(&[index; 64], target).expect("a datagram");
             }
@@ -52,7 +52,7 @@ impl Rig {
 
     fn refuses_all(&self, count: usize, reason: &str, send: impl FnOnce()) {
         let (before, endpoint) = (self.drops_for(reason), self.peer_endpoint());
-        let delivered = self.delivered(PORT, |_| send());
+        let delivered = self.delivered(PORT, 0, |_| send());
         assert_eq!(delivered, Vec::<Vec<u8>>::new(), "{reason}");
         let labels = [("direction", "ingress"), ("reason", reason)];
         self.expect_count("netfwd_drops_total", &labels, before + count as f64);
@@ -193,7 +193,7 @@ fn nonsense_is_neither_delivered_nor_answered() {
         bytes
     };
     let all = (0..=5).flat_map(|kind| lengths.map(|length| message(kind, length)));
-    let delivered = rig.delivered(PORT, |_| rig.inject(all));
+    let delivered = rig.delivered(PORT, 0, |_| rig.inject(all));
     assert_eq!(delivered, Vec::<Vec<u8>>::new());
     let answers = capture.packets().into_iter().filter(|packet| packet.source_port == rig.endpoint().port());
     let answers = answers.filter(|packet| packet.destination_port != rig.endpoint().port()).count();

@@ -51,6 +51,7 @@ fn carry_streams(rig: &Rig) {
 fn keys_change(other: Program, initiator: Side, carry: impl FnOnce(&Rig)) {
     let Some(rig) = start(Tunnel::wireguard(other).initiator(initiator)) else { return };
     assert!(rig.answers(initiator, HANDSHAKE));
+    rig.wait_until_noted();
     let handshake = || rig.state().peer().expect("one peer").latest_handshake;
     let first = handshake();
     carry(&rig);

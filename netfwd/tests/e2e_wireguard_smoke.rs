@@ -86,9 +86,10 @@ impl Pair {
 
     fn everything(&self) {
         for host in 0..2 {
-            let ping = format!("ping -c 3 -i 0.2 -W 10 {}", inside(1 - host));
-            let answer = self.hosts[host].exec(&ping).expect("an answer");
-            assert!(answer.contains("3 received"), "{answer}");
+            for _ in 0..3 {
+                // One at a time: for the last of several, ping waits no longer than twice what the others took.
+                self.hosts[host].exec(&format!("ping -c 1 -W 10 {}", inside(1 - host))).expect("an answer");
+            }
         }
         for host in 0..2 {
             self.tcp(host, 20_000_000);

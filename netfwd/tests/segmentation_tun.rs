@@ -79,10 +79,10 @@ fn device(name: &str, address: &str) -> TunQueue {
     queues.remove(0)
 }
 
-/// Reads one frame within a second.
+/// Reads one frame within five seconds.
 fn read(queue: &mut TunQueue) -> Option<Vec<u8>> {
     let mut buffer = vec![0; READ_LEN];
-    let patience = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
     poll(&mut [PollFd::new(queue, PollFlags::IN)], Some(&patience)).unwrap();
     let len = queue.read(&mut buffer).unwrap()?;
     buffer.truncate(len);

@@ -317,7 +317,7 @@ fn a_flow_keeps_its_queue_wherever_its_other_direction_is_written() {
         in_new_namespace("a_flow_keeps_its_queue_wherever_its_other_direction_is_written", || {
             let mut queues = queues(link, 4);
             let socket = UdpSocket::bind("10.2.0.2:2222").unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             let other_end = SocketAddr::from(([10, 1, 0, 2], 1111));
             socket.send_to(b"question", other_end).unwrap();
             let first = queue_of(&mut queues, b"question");

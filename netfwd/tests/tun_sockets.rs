@@ -136,11 +136,11 @@ fn tcp_is_read_in_superframes() {
 
 fn send_stream(listener: &TcpListener, to: SocketAddr) {
     let content: Vec<u8> = (0..LEN).map(|i| (i * 13 + i / 257) as u8).collect();
-    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(15)).unwrap();
     std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
             let mut received = Vec::new();
             stream.read_to_end(&mut received).unwrap();
             received
@@ -158,7 +158,7 @@ fn udp_runs_are_read_in_superframes() {
             let mut lab = Lab::new(link, v6);
             let (l2, ip_len, there) = (lab.l2_len(), lab.ip_len(), SocketAddr::new(lab.there, 5002));
             let receiver = lab.other.run(|| UdpSocket::bind(there)).unwrap();
-            receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             let sender = UdpSocket::bind(SocketAddr::new(lab.here, 0)).unwrap();
             let content: Vec<u8> = (0..20 * 1000 + 333).map(|i| (i * 13 + i / 257) as u8).collect();
             set_segment_size(&sender, 1000);

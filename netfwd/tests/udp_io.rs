@@ -111,7 +111,7 @@ fn stay_on_this_cpu() {
     sched_setaffinity(None, &cpus).unwrap();
 }
 
-/// Receives until `count` datagrams are there, or a second has passed without any.
+/// Receives until `count` datagrams are there, or five seconds have passed without any.
 fn receive(socket: &mut ReceiveSocket, count: usize) -> Vec<Received> {
     let mut all = Vec::new();
     while all.len() < count {
@@ -124,9 +124,9 @@ fn receive(socket: &mut ReceiveSocket, count: usize) -> Vec<Received> {
     all
 }
 
-/// Receives one batch within a second.
+/// Receives one batch within five seconds.
 fn receive_once(socket: &mut ReceiveSocket) -> Vec<Received> {
-    let patience = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
     poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&patience)).unwrap();
     let mut buffers = ReceiveBuffers::new();
     let batch = socket.receive(&mut buffers).unwrap();
@@ -299,7 +299,7 @@ fn capture() -> OwnedFd {
 /// The next UDP datagram to [`PORT`] on the wire.
 fn captured(wire: &OwnedFd) -> Vec<u8> {
     loop {
-        let patience = Timespec { tv_sec: 2, tv_nsec: 0 };
+        let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
         let ready = poll(&mut [PollFd::new(wire, PollFlags::IN)], Some(&patience)).unwrap();
         assert_eq!(ready, 1, "nothing was captured");
         let mut packet = vec![0; 65_536];

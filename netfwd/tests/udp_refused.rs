@@ -94,7 +94,7 @@ impl Lab {
 
 fn receiver(last: u8) -> UdpSocket {
     let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).expect("a port");
-    socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+    socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
     socket
 }
 

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use netfwd::control::uapi::server::DIRECTORY;
-use xtask::lab::{Namespace, output, root_or_skip, write_secret};
+use xtask::lab::{Namespace, is_listening, output, root_or_skip, write_secret};
 use xtask::machine::wait_until;
 
 const NETFWD: &str = env!("CARGO_BIN_EXE_netfwd");
@@ -256,6 +256,7 @@ fn a_configured_tunnel_has_a_control_socket_and_finds_its_peers_by_name() {
     fs::write(&config, text).expect("written");
     let mut command = host.namespace.command(NETFWD);
     let mut child = command.args(["run", "--config"]).arg(&config).spawn().expect("it starts");
+    assert!(wait_until(PATIENCE, || is_listening(&host.namespace, &host.device)), "no control socket");
     let endpoint = || host.namespace.exec(&format!("wg show {} endpoints", host.device)).unwrap_or_default();
     // The address of the other family, ::1, cannot be reached from 127.0.0.1.
     let found = wait_until(PATIENCE, || endpoint().trim() == format!("{peer}\t127.0.0.1:7"));

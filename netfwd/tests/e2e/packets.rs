@@ -12,11 +12,12 @@ use rustix::net::{
     socket_with, sockopt,
 };
 use xtask::lab::Namespace;
+use xtask::machine::slowness;
 
 /// Nothing for this long means that nothing more comes.
 const QUIET: Duration = Duration::from_millis(150);
 /// How long is waited for what must come.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Of a longer frame the rest is cut off; superframes pass a veth pair whole.
 const SNAP: usize = 2048;
 
@@ -35,19 +36,32 @@ impl Capture {
 
     /// Every UDP and TCP packet since the start or the last call, fragments left out.
     pub fn packets(&self) -> Vec<Packet> {
+        self.until(|_| true)
+    }
+
+    /// The same, and what comes until that is enough, for which a busy machine gets time.
+    pub fn until(&self, enough: impl Fn(&[Packet]) -> bool) -> Vec<Packet> {
         let mut frame = vec![0; SNAP];
         let mut packets = Vec::new();
-        while let Ok((length, _)) = recv(&self.0, &mut frame[..], RecvFlags::empty()) {
-            packets.extend(Packet::of_frame(&frame[..length]));
+        let patience = Instant::now() + PATIENCE.mul_f64(slowness());
+        loop {
+            match recv(&self.0, &mut frame[..], RecvFlags::empty()) {
+                Ok((length, _)) => packets.extend(Packet::of_frame(&frame[..length])),
+                Err(_) if !enough(&packets) && Instant::now() < patience => {}
+                Err(_) => return packets,
+            }
         }
-        packets
+    }
+
+    /// So many of those that are wanted, for which a busy machine gets time, and whatever comes soon after them.
+    pub fn awaited(&self, count: usize, wanted: impl Fn(&Packet) -> bool) -> Vec<Packet> {
+        let packets = self.until(|packets| packets.iter().filter(|packet| wanted(packet)).count() >= count);
+        packets.into_iter().filter(wanted).collect()
     }
 
     /// Of those, what `from` sent into a tunnel on `port`.
     pub fn tunnelled(&self, from: IpAddr, port: u16) -> Vec<Packet> {
-        let all = self.packets().into_iter();
-        all.filter(|packet| packet.source == from && packet.protocol == UDP && packet.destination_port == port)
-            .collect()
+        self.packets().into_iter().filter(|packet| packet.is_tunnelled(from, port)).collect()
     }
 }
 
@@ -154,6 +168,11 @@ impl Packet {
         })
     }
 
+    /// Did `from` send it into a tunnel on `port`?
+    pub fn is_tunnelled(&self, from: IpAddr, port: u16) -> bool {
+        self.source == from && self.protocol == UDP && self.destination_port == port
+    }
+
     /// The ECN field.
     pub fn ecn(&self) -> u8 {
         self.tos & 3
@@ -221,7 +240,7 @@ pub fn received(socket: &UdpSocket) -> Vec<Vec<u8>> {
 pub fn awaited(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
     let mut buffer = vec![0; 1 << 16];
     let mut datagrams = Vec::new();
-    let patience = Instant::now() + PATIENCE;
+    let patience = Instant::now() + PATIENCE.mul_f64(slowness());
     loop {
         match socket.recv(&mut buffer) {
             Ok(length) => datagrams.push(buffer[..length].to_vec()),

@@ -10,8 +10,8 @@ use xtask::lab::{Device, DeviceState, Family, FarEnd, Namespace, Options, Progra
 use xtask::load::udp;
 use xtask::machine::{slowness, wait_until};
 
-use super::packets::{Capture, Packet, bound, received};
-use super::{FAMILIES, Rig, equal, mixed, scaled, tcp_intact};
+use super::packets::{Capture, Packet, awaited, bound};
+use super::{FAMILIES, Rig, equal, mixed, scaled, tcp_intact, udp_overruns};
 
 /// WireGuard by two other teams.
 pub const OTHERS: [Program; 2] = [Program::WireguardGo, Program::Boringtun];
@@ -83,6 +83,12 @@ impl Rig {
     /// Makes a session that the far end has begun.
     pub fn greet(&self) {
         assert!(self.answers(Side::Peer, HANDSHAKE), "no session within {HANDSHAKE:?}:\n{:?}", self.far_state());
+        self.wait_until_noted();
+    }
+
+    /// A worker confirms a session and answers in it; that there is one is noted by another thread, when it gets to it.
+    pub fn wait_until_noted(&self) {
+        wait_until(HANDSHAKE, || self.state().peer().expect("one peer").latest_handshake > 0);
     }
 
     /// TCP and UDP of both families in both directions, every byte compared.
@@ -127,8 +133,7 @@ impl Rig {
         // A cable between two machines has no queue; this one has, and it is the far end that does not empty it.
         let cable = lab.gateway.unsent(UNDERLAY);
         let devices: u64 = devices.into_iter().chain([cable]).map(|count| count.expect("a counter")).sum();
-        let text = ["snmp", "snmp6"].map(|file| lab.peer.proc_net(file).expect("counters")).concat();
-        devices + udp_overruns(&text)
+        devices + udp_overruns(&lab.peer)
     }
 
     /// The encrypted datagrams with data among what was captured in the peer's namespace on its way to netfwd.
@@ -147,12 +152,12 @@ impl Rig {
         }
     }
 
-    /// The datagrams to a port of the server that come out while something is done.
-    pub fn delivered(&self, port: u16, action: impl FnOnce(SocketAddr)) -> Vec<Vec<u8>> {
+    /// The datagrams to a port of the server that come out when something is done, of which there are to be so many.
+    pub fn delivered(&self, port: u16, count: usize, action: impl FnOnce(SocketAddr)) -> Vec<Vec<u8>> {
         let address = self.lab.server_address(Family::V4);
         let receiver = bound(&self.lab.server, address, port);
         action((address, port).into());
-        received(&receiver)
+        awaited(&receiver, count)
     }
 
     /// Does nothing but the kernel's own noise get lost in netfwd?
@@ -160,13 +165,4 @@ impl Rig {
         assert_eq!(self.drops(), Vec::<String>::new());
         self.assert_flushes_balance();
     }
-}
-
-/// Datagrams that found no room at a socket, of both families.
-fn udp_overruns(counters: &str) -> u64 {
-    let mut lines = counters.lines().filter(|line| line.starts_with("Udp:")).map(str::split_whitespace);
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let v4 = names.zip(values).find(|(name, _)| *name == "RcvbufErrors").map(|(_, value)| value);
-    let v6 = counters.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors")).map(str::trim);
-    [v4, v6].into_iter().flatten().map(|value| value.parse::<u64>().expect("a number")).sum()
 }

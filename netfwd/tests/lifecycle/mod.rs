@@ -63,7 +63,7 @@ pub fn run_to_end(lab: &Lab, words: &str, config: &str) -> Ended {
     let mut command = lab.gateway.command(words.next().unwrap());
     command.args(words);
     let mut process = lab.gateway.spawn(&mut command, &log).unwrap();
-    let status = process.wait(Duration::from_secs(15)).unwrap();
+    let status = process.wait(Duration::from_secs(30)).unwrap();
     Ended { code: status.code(), text: process.output() }
 }
 
@@ -71,7 +71,7 @@ pub fn run_to_end(lab: &Lab, words: &str, config: &str) -> Ended {
 pub fn assert_nothing_left(lab: &Lab) {
     let mut left = String::new();
     // The kernel removes some of it a moment after the process.
-    let clean = wait_until(Duration::from_secs(2), || {
+    let clean = wait_until(Duration::from_secs(10), || {
         left = remains(&lab.gateway).unwrap();
         left.is_empty()
     });
@@ -228,7 +228,7 @@ impl Conversation {
         let (far, _) = listener.accept().unwrap();
         for end in [&near, &far] {
             end.set_nodelay(true).unwrap();
-            end.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            end.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         }
         Self { near, far, spoken: 0 }
     }

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use netfwd::io::xsk::{
-    BusyPoll, ChunkSize, Error, FrameCounts, Mode, Options, RxBatch, Socket, Target, Umem, ZeroCopy,
+    BusyPoll, ChunkSize, Error, FrameCounts, Mode, Options, RxBatch, Socket, Target, Umem, XdpStatistics, ZeroCopy,
 };
 
 use bpf::{RECORD, Redirect};
@@ -50,6 +50,14 @@ impl Receiver {
             }
         }
         self.batch.len()
+    }
+
+    /// Takes nothing out until so many packets were dropped: on a busy machine the kernel may not have come to them yet.
+    fn wait_until_counted(&self, count: u64, dropped: impl Fn(&XdpStatistics) -> u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while dropped(&self.socket.statistics().unwrap()) < count && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn release(&mut self) {
@@ -157,6 +165,7 @@ fn a_starved_fill_ring_is_counted_and_recovers() {
     for sequence in 0..100 {
         send(&peer, &payload(0, sequence, 100));
     }
+    receiver.wait_until_counted(36, |statistics| statistics.rx_dropped);
     assert_eq!(receiver.receive(64), 64);
     let counts = receiver.socket.frame_counts();
     assert_eq!(counts, FrameCounts { in_flight: 64, ..FrameCounts::default() });
@@ -175,6 +184,7 @@ fn a_full_rx_ring_is_counted() {
     for sequence in 0..100 {
         send(&peer, &payload(0, sequence, 100));
     }
+    receiver.wait_until_counted(68, |statistics| statistics.rx_ring_full);
     assert_eq!(receiver.receive(32), 32);
     let statistics = receiver.socket.statistics().unwrap();
     assert_eq!(statistics.rx_ring_full, 68, "{statistics:?}");

@@ -39,8 +39,8 @@ pub use process::{Process, output};
 pub use tunnel::{Family, Side, Tunnel, TunnelKind};
 pub use wire::Wire;
 pub use wireguard::{
-    Device, DeviceState, FarEnd, KeyPair, Keys, PeerState, Program, WireGuard, generate_preshared, read_secret,
-    write_secret,
+    Device, DeviceState, FarEnd, KeyPair, Keys, PeerState, Program, WireGuard, generate_preshared, is_listening,
+    read_secret, write_secret,
 };
 
 /// The underlay device's name in peer and gateway.

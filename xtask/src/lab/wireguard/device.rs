@@ -53,7 +53,7 @@ impl Device {
         let mut ready = false;
         wait_until(START_TIMEOUT, || {
             // The kernel is spoken to without a socket.
-            ready = (self.process.is_none() || socket(&self.name).exists()) && self.show("").is_ok();
+            ready = (self.process.is_none() || self.is_listening()) && self.show("").is_ok();
             let ended = |process: &mut Process| process.try_wait().is_ok_and(|status| status.is_some());
             ready || self.process.as_mut().is_none_or(ended) || interrupt::requested()
         });
@@ -61,6 +61,10 @@ impl Device {
             bail!("{} has no device {}:\n{}", self.program.name(), self.name, self.log());
         }
         Ok(())
+    }
+
+    fn is_listening(&self) -> bool {
+        Namespace::open(&self.namespace).is_ok_and(|namespace| is_listening(&namespace, &self.name))
     }
 
     /// The device's name.
@@ -135,6 +139,15 @@ fn spawn(program: Program, namespace: &Namespace, name: &str, directory: &Path) 
     // Root stays root: there is nobody to drop privileges to.
     command.args(program.arguments(name)).env("WG_SUDO", "true");
     namespace.spawn(&mut command, &log)
+}
+
+/// Whether somebody in that namespace listens on a device's UAPI socket. `wg` is not to be asked before: to it, a socket that is
+/// bound and does not listen yet is one that somebody has left, and it removes it.
+pub fn is_listening(namespace: &Namespace, name: &str) -> bool {
+    let path = format!("/{name}.sock");
+    let text = namespace.proc_net("unix").unwrap_or_default();
+    // The fourth column is flags, of which `__SO_ACCEPTCON` is one (net/unix/af_unix.c).
+    text.lines().any(|line| line.ends_with(&path) && line.split_whitespace().nth(3) == Some("00010000"))
 }
 
 /// The UAPI socket of a device.

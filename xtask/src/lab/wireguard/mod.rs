@@ -23,7 +23,7 @@ use super::{LAN4, LAN6, Lab};
 use crate::interrupt;
 use crate::machine::wait_until;
 
-pub use device::Device;
+pub use device::{Device, is_listening};
 pub use dump::{DeviceState, PeerState};
 pub use keys::{KeyPair, generate_preshared, read_secret, write_secret};
 pub use program::Program;
