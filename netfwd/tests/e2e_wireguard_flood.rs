@@ -155,7 +155,7 @@ fn a_peer_gets_new_sessions_while_a_flood_of_handshakes_goes_on() {
             let (took, forged) = rig.under_flood(kind, || [(); SESSIONS].map(|()| rig.renew_session()));
             let (after, overruns) = (rig.metrics(), rig.overruns() - overruns);
             eprintln!(
-                "{kind:?}, run {run}: new sessions after {took:?} under {forged:.0} a second, {overruns} found a full queue"
+                "{kind:?}, run {run}: sessions after {took:?} under {forged:.0} a second, {overruns} found a full queue"
             );
             let completed = [("role", "responder"), ("result", "completed")];
             let completed = after.growth(&before, "netfwd_wg_handshakes_total", &completed);
@@ -185,7 +185,7 @@ fn a_stranger_gets_in_while_a_flood_of_handshakes_goes_on() {
             let (took, forged) = rig.under_flood(kind, || rig.first_session());
             let overruns = rig.overruns() - overruns;
             eprintln!(
-                "{kind:?}, run {run}: a first session after {took:?} under {forged:.0} a second, {overruns} found a full queue"
+                "{kind:?}, run {run}: a session after {took:?} under {forged:.0} a second, {overruns} found a full queue"
             );
             assert!(took.is_some() || overruns > 0, "no session within {STRANGER:?}:\n{:?}", rig.far_state());
             took.is_some() && forged >= LEAST_RATE
