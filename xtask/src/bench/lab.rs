@@ -2,8 +2,9 @@
 //! and other WireGuard programs, all with the same far end.
 //!
 //! In every round each subject is started afresh and gets every load, so that a machine that slows down slows all of them
-//! down. Every other round goes backwards: what a subject finds depends on who was there before it (which core the far
-//! end's threads slept on last), and so nobody always follows the same one. What veth makes dearer for us than for the kernel (AF_XDP copies each packet there) is in the figures.
+//! down. Every other round goes backwards: what a subject finds depends on who was there before it, and so nobody always
+//! follows the same one. What veth makes dearer for us than for the kernel (AF_XDP copies each packet there) is in the
+//! figures.
 
 use std::path::{Path, PathBuf};
 use std::thread;
