@@ -66,13 +66,14 @@ pub fn in_a_lab(show: Show, seconds: f64) -> Result<()> {
     }
     let binary = cargo::build_netfwd()?;
     interrupt::install();
-    let lab = show.lab()?;
+    let mut lab = show.lab()?;
     println!(
         "peer ({}) ══ gateway ── server: three network namespaces, MTU 1500, no offloads at the peer",
         show.far_end()
     );
     let mut columns = Vec::new();
     for subject in show.subjects() {
+        lab.restart_far_ends()?;
         columns.push(perform(&lab, subject, &binary, seconds)?);
         if interrupt::requested() {
             println!("\nstopped; the namespaces are removed");

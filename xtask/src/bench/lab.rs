@@ -101,11 +101,12 @@ pub fn measure_all(course: Course, subjects: &[Subject], extent: Extent<'_>) -> 
     let ours = subjects.iter().any(|subject| subject.is_netfwd());
     let binary = if ours { cargo::build_netfwd()? } else { PathBuf::new() };
     interrupt::install();
-    let lab = course.lab()?;
+    let mut lab = course.lab()?;
     let mut samples = Vec::new();
     for round in 1..=extent.rounds {
         for subject in turns(subjects, round) {
             eprintln!("{}: round {round} of {}, {}", course.name(), extent.rounds, subject.name());
+            lab.restart_far_ends()?;
             let figures = measure_subject(&lab, subject, &binary, extent)?;
             samples.extend(figures.into_iter().map(|figure| Figure { bench: course.name(), ..figure }));
             if interrupt::requested() {

@@ -10,6 +10,7 @@ mod keys;
 mod program;
 
 use std::fs;
+use std::mem;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -194,6 +195,17 @@ impl FarEnd {
         with_lan: bool,
     ) -> Result<Self> {
         let keys = Keys::generate(tunnel, wireguard, directory)?;
+        Self::start_with(keys, tunnel, wireguard, peer, directory, with_lan)
+    }
+
+    fn start_with(
+        keys: Keys,
+        tunnel: &Tunnel,
+        wireguard: WireGuard,
+        peer: &Namespace,
+        directory: &Path,
+        with_lan: bool,
+    ) -> Result<Self> {
         let device = start_device(tunnel, &keys, (Side::Peer, peer), wireguard.far_end, directory)?;
         if with_lan {
             peer.ip_lines(&[LAN4, LAN6].map(|prefix| format!("route replace {prefix} dev {}", device.name())))?;
@@ -242,7 +254,25 @@ impl Lab {
         start_device(tunnel, keys, (Side::Gateway, &self.gateway), program, self.directory())
     }
 
-    /// Has the gateway greet the peer until it answers, since a far end that knew another gateway takes its time to notice.
+    /// Starts the programs at the peer afresh, with the keys they had. Those remember a gateway's newest handshake and take no
+    /// older one, and not all programs number handshakes alike: gotatun and boringtun count 37 leap seconds where others
+    /// count 10, so whoever follows one of them with the same key is turned away for 27 seconds.
+    pub fn restart_far_ends(&mut self) -> Result<()> {
+        let far_ends = mem::take(&mut self.far_ends);
+        for FarEnd { keys, device, tunnel: name } in far_ends {
+            // Its name is to be had again only then.
+            drop(device);
+            let index = self.options.tunnels.iter().position(|tunnel| tunnel.name == name).context("no such tunnel")?;
+            let tunnel = &self.options.tunnels[index];
+            if let super::TunnelKind::WireGuard(wireguard) = tunnel.kind {
+                let end = FarEnd::start_with(keys, tunnel, wireguard, &self.peer, &self.directory, index == 0)?;
+                self.far_ends.push(end);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the gateway greet the peer until it answers.
     pub fn greet_peer(&self) -> Result<()> {
         let peer = self.peer_address(Family::V4);
         let ping = format!("ping -c 1 -W 1 {peer}");
