@@ -7,6 +7,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::reason::{DropReason, PassReason};
+use crate::wire::ethernet::Mac;
 
 /// Hash map: [`TunnelKey`] → [`TunnelEntry`]. The fast path asks it once for each datagram, whatever the kind.
 pub const TUNNELS: &str = "TUNNELS";
@@ -201,6 +202,13 @@ pub struct Policy {
     pub debug: u8,
     /// The longest frame that the AF_XDP buffers hold, in units of 64 bytes; 0: any.
     pub frame_limit: u8,
+    /// Whose frames are ours, as [`station`] has it; zero: everybody's.
+    pub station: [u32; 2],
+}
+
+/// An interface's MAC address as [`Policy::station`]: the words at the start of a frame for it, without the sender's two bytes.
+pub const fn station([a, b, c, d, e, f]: Mac) -> [u32; 2] {
+    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, 0, 0])]
 }
 
 /// What user space tells the program, in one place, since each look at a map costs a packet about two nanoseconds.
@@ -327,8 +335,8 @@ const _: () = {
     assert!(size_of::<EndpointKey>() == 20);
     assert!(size_of::<EndpointEntry>() == 4);
     assert!(size_of::<NetworkKey>() == 24);
-    assert!(size_of::<Policy>() == 4);
-    assert!(size_of::<Control>() == 8);
+    assert!(size_of::<Policy>() == 12);
+    assert!(size_of::<Control>() == 16);
     assert!(size_of::<Newest>() == 56 && NEWEST_SLOTS.is_power_of_two());
     assert!(size_of::<Metadata>() == 16);
 };

@@ -184,6 +184,8 @@ reasons! {
         TooLong => "too_long",
         /// Too short to be any of ours.
         TooShort => "too_short",
+        /// For another station's MAC address, or for all: the kernel knows which of these it takes.
+        OtherStation => "other_station",
     }
 }
 

@@ -21,6 +21,7 @@ pub mod order;
 pub mod published;
 pub mod reattach;
 pub mod run;
+pub mod stations;
 pub mod underlay;
 pub mod wg;
 pub mod wireguard;

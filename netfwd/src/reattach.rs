@@ -56,7 +56,8 @@ pub async fn watch(underlays: Underlays, workers: Vec<Orders>) {
     }
 }
 
-fn lock(underlays: &Underlays) -> MutexGuard<'_, Vec<Underlay>> {
+/// The underlays, for a moment.
+pub fn lock(underlays: &Underlays) -> MutexGuard<'_, Vec<Underlay>> {
     underlays.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

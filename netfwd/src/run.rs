@@ -41,7 +41,7 @@ use crate::wireguard::desk::{Closing, Desk};
 use crate::wireguard::steering::{Steering, Underlays};
 use crate::wireguard::{Interface, InterfaceError};
 use crate::worker::{Shared, Worker};
-use crate::{addresses, device_links, reattach};
+use crate::{addresses, device_links, reattach, stations};
 
 /// How long names and ports of a killed predecessor may stay taken.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -364,6 +364,7 @@ impl Running {
         });
         control.runtime().spawn(addresses::follow(self.steering.clone()));
         control.runtime().spawn(device_links::follow(self.wireguard_links()));
+        control.runtime().spawn(stations::follow(self.underlays.clone()));
         control.runtime().spawn(reattach::watch(self.underlays.clone(), self.orders.clone()));
         for underlay in self.underlays.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Some(mut log) = underlay.take_log() {

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use netfwd_common::abi::{MAX_QUEUES, Policy};
+use netfwd_common::abi::{MAX_QUEUES, Policy, station};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_error;
 use thiserror::Error;
@@ -211,6 +211,21 @@ impl Underlay {
             debug: u8::from(self.config.debug),
             // At most 3,840, and a multiple of 64.
             frame_limit: (chunk_size(link).frame_limit(0) / 64) as u8,
+            station: station_of(link),
+        }
+    }
+
+    /// Takes frames for the MAC address that the interface has now.
+    pub fn follow_station(&mut self, link: &Link) {
+        let station = station_of(link);
+        if let Some(program) = &mut self.program
+            && program.policy().station != station
+            && let Err(error) = program.set_policy(Policy { station, ..program.policy() })
+        {
+            tracing::warn!(
+                "underlay {}: its new MAC address takes the kernel's sockets: {error}",
+                self.config.interface
+            );
         }
     }
 
@@ -231,6 +246,11 @@ impl Underlay {
     /// Whether the interface was taken away from under the sockets; each socket says it once.
     pub fn has_lost_interface(&self) -> bool {
         self.sockets.iter().any(|socket| matches!(socket_error(&socket.statistics), Ok(Err(Errno::NETDOWN))))
+    }
+
+    /// Whether it has a program at all.
+    pub fn has_program(&self) -> bool {
+        self.program.is_some()
     }
 
     /// Whether it has a program that hangs nowhere.
@@ -311,6 +331,11 @@ impl Watched {
         };
         counts.report(interface, self.queue, scrape);
     }
+}
+
+/// Whose frames XDP takes; everybody's where there are no stations.
+fn station_of(link: &Link) -> [u32; 2] {
+    link.station.map_or([0; 2], station)
 }
 
 fn refused(config: &config::Underlay, error: xdp::XdpError) -> UnderlayError {

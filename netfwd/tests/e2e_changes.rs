@@ -109,6 +109,28 @@ fn the_underlay_may_go_down_and_come_back() {
     rig.stop();
 }
 
+#[test]
+fn the_underlay_may_get_another_mac_address() {
+    let Some(rig) = Rig::start(Options::default()) else { return };
+    rig.tcp_in(Family::V4, 1, 1_000_000);
+    let first = rig.metrics();
+    for address in ["02:00:5e:10:00:01", "02:00:5e:10:00:02"] {
+        rig.lab.gateway.ip(&format!("link set under0 address {address}")).expect("an address");
+        rig.lab.peer.ip("neighbour flush dev under0").expect("forgotten");
+        await_a_redirect(&rig);
+        let ((), growth) = rig.during(|| {
+            rig.tcp_in(Family::V4, 2, 4_000_000);
+            rig.tcp_out(Family::V4, 2, 4_000_000);
+            rig.udp_in(Family::V4, equal(), 2_000);
+        });
+        assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
+    }
+    // Until XDP knows, the kernel's socket has what comes.
+    let others = rig.metrics().growth(&first, "netfwd_xdp_passes_total", &[("reason", "other_station")]);
+    assert!(others < 100.0, "{others} frames were taken for others'");
+    rig.stop();
+}
+
 /// Waits until so many queues of the underlay are in that mode.
 fn await_mode(rig: &Rig, mode: &str, queues: f64) {
     let in_mode = || rig.metrics().metric("netfwd_xsk_mode_info", &[("interface", "under0"), ("mode", mode)]);

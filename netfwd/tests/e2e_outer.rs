@@ -287,6 +287,34 @@ fn injected_frames_arrive(underlay: Family, reason: Option<&str>, frame: impl Fn
     rig.stop();
 }
 
+/// As on the segment of two gateways that share an address, where a switch floods: each packet is for one of them.
+#[test]
+fn a_frame_for_another_station_is_taken_by_nobody() {
+    let tunnel = Tunnel::vxlan("vx7", 7).config_line(GATEWAY_MAC);
+    let Some(rig) = Rig::start(Options::with_tunnels([tunnel.clone()])) else { return };
+    let [remote, local] = [Side::Peer, Side::Gateway].map(|side| tunnel.outer_address(side).to_string());
+    let outer = Outer::new(&remote, &local, tunnel.port, vxlan(tunnel.vni));
+    let [from, to] = [rig.lab.peer_address(Family::V4), rig.lab.gateway_address(Family::V4)];
+    let receiver = bound(&rig.lab.gateway, to, INNER_PORT);
+    let (injector, ours) = (Injector::on(&rig.lab.peer, UNDERLAY), underlay_mac(&rig));
+    let others = ours.map(|byte| byte ^ 4);
+    let send = |destination: [u8; 6], length: usize| {
+        let inner = Inner::new(UDP, &from.to_string(), &to.to_string(), length);
+        let mut frame = outer.frame(&inner.ethernet(0));
+        frame[..6].copy_from_slice(&destination);
+        injector.send(&frame);
+    };
+    let (arrived, growth) = rig.during(|| {
+        (0..50).for_each(|_| send(others, 100));
+        // What is sent last arrives last.
+        send(ours, 200);
+        awaited(&receiver, 1)
+    });
+    assert_eq!(arrived.iter().map(Vec::len).collect::<Vec<_>>(), [200]);
+    assert_eq!(growth.of("netfwd_xdp_passes_total", &[("reason", "other_station")]), 50.0);
+    rig.stop();
+}
+
 #[test]
 fn xdp_sees_through_one_and_two_vlan_tags() {
     for (underlay, tags) in FAMILIES.into_iter().flat_map(|underlay| [(underlay, 1), (underlay, 2)]) {

@@ -95,6 +95,9 @@ pub fn classify(frame: impl Cursor, lookup: &impl Lookup, policy: &Policy) -> Ve
 #[inline(always)]
 fn delivery(frame: impl Cursor, lookup: &impl Lookup, policy: &Policy) -> Result<Delivery, Refusal> {
     let (outer, Match { header, entry }) = outer::parse(frame, lookup)?;
+    if !outer::is_for_us(frame, policy.station) {
+        return Err(Refusal::Pass(PassReason::OtherStation));
+    }
     let kind = TunnelKind::from_u8(entry.kind).ok_or(Refusal::Drop(DropReason::UnknownVni))?;
     let content = tunnel::check(kind, &header)?;
     let behind_header = outer.udp_offset + udp::HEADER_LEN + vxlan::HEADER_LEN;

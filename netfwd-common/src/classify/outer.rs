@@ -66,6 +66,17 @@ pub(super) fn parse_link(frame: impl Cursor) -> Option<Link> {
     Some(Link { ethertype, len, sum: sum.add_u16(ethertype) })
 }
 
+/// Whether the Ethernet destination is `station` ([`crate::abi::station`]), or that is nobody.
+///
+/// A switch floods frames for others, and a promiscuous card delivers them: the kernel tells them by their type
+/// (`eth_type_trans`, `ip_rcv`), which XDP comes before.
+#[inline(always)]
+pub(super) fn is_for_us(frame: impl Cursor, station: [u32; 2]) -> bool {
+    const DESTINATION: u32 = u32::from_ne_bytes([0xff, 0xff, 0, 0]);
+    let Some([first, second]) = frame.load_words(0) else { return false };
+    station == [0; 2] || ((first ^ station[0]) | ((second & DESTINATION) ^ station[1])) == 0
+}
+
 /// Parses down to the UDP header. Whatever is malformed or unusual this far is the kernel's to judge.
 #[inline(always)]
 pub(super) fn parse(frame: impl Cursor, lookup: &impl Lookup) -> Result<(Outer, Match), Refusal> {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
+use netfwd_common::wire::ethernet::Mac;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{Handle, MulticastGroup};
@@ -21,6 +22,8 @@ pub struct Link {
     pub index: u32,
     /// Its MTU.
     pub mtu: u32,
+    /// Its MAC address, of an Ethernet interface.
+    pub station: Option<Mac>,
     /// Whether it is administratively up.
     pub up: bool,
     /// Whether nothing leaves by it: lo, and dummy devices, which routers keep addresses on.
@@ -134,6 +137,7 @@ fn link(message: LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(address) => link.station = address.try_into().ok(),
             LinkAttribute::Stats64(stats) => link.tx_dropped = stats.tx_dropped,
             LinkAttribute::LinkInfo(infos) => {
                 link.leads_nowhere |= infos.contains(&LinkInfo::Kind(InfoKind::Dummy));

@@ -195,6 +195,11 @@ impl XdpProgram {
         self.set_control(Control { policy, ..self.control })
     }
 
+    /// The switches as they are.
+    pub fn policy(&self) -> Policy {
+        self.control.policy
+    }
+
     fn set_control(&mut self, control: Control) -> Result<(), XdpError> {
         let value: [u8; size_of::<Control>()] = transmute!(control);
         self.control_map.set(0, value, 0)?;

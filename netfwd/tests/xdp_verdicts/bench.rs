@@ -216,7 +216,8 @@ fn root_or_skip() -> bool {
     is_root
 }
 
-pub const COUNT: Policy = Policy { verify: Verify::Count as u8, accept_partial: 0, debug: 0, frame_limit: 0 };
-pub const OFF: Policy = Policy { verify: Verify::Off as u8, accept_partial: 0, debug: 0, frame_limit: 0 };
-pub const DROP: Policy = Policy { verify: Verify::Drop as u8, accept_partial: 0, debug: 0, frame_limit: 0 };
-pub const PARTIAL: Policy = Policy { verify: Verify::Drop as u8, accept_partial: 1, debug: 0, frame_limit: 0 };
+pub const COUNT: Policy = Policy { verify: Verify::Count as u8, ..DROP };
+pub const OFF: Policy = Policy { verify: Verify::Off as u8, ..DROP };
+pub const DROP: Policy =
+    Policy { verify: Verify::Drop as u8, accept_partial: 0, debug: 0, frame_limit: 0, station: [0; 2] };
+pub const PARTIAL: Policy = Policy { accept_partial: 1, ..DROP };

@@ -5,7 +5,7 @@ use aya::maps::ProgramArray;
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use netfwd::datapath::table::ForwardingTable;
 use netfwd::io::xdp::{AttachMode, AttachedMode, XdpProgram};
-use netfwd_common::abi::Policy;
+use netfwd_common::abi::{Policy, station};
 use netfwd_common::classify::Verdict;
 use netfwd_common::reason::{DropReason, PassReason};
 
@@ -69,6 +69,30 @@ fn a_frame_longer_than_the_buffers_takes_the_kernels_way() {
         assert_eq!(bench.run(&of_length(1024)).action, XDP_REDIRECT);
         let run = bench.run(&of_length(1025));
         assert_eq!((run.action, run.counted.passed(PassReason::TooLong)), (XDP_PASS, 1));
+    });
+}
+
+/// Another in each byte, the group bit included; but the sender's address beside it may be any.
+#[test]
+fn a_frame_for_another_station_is_the_kernels() {
+    const OURS: [u8; 6] = [0x02, 0x11, 0x22, 0x33, 0x44, 0x55];
+    with_program(Policy { station: station(OURS), ..DROP }, |bench| {
+        let to = |destination: [u8; 6], sender: u8| {
+            let mut frame = Outer::vxlan4(7).frame(&Inner::udp4(80).ethernet(0));
+            frame[..6].copy_from_slice(&destination);
+            frame[6..12].fill(sender);
+            frame
+        };
+        for sender in [0, 0x12, 0xfe] {
+            assert_eq!(bench.run(&to(OURS, sender)).action, XDP_REDIRECT);
+        }
+        let others = (0..6).map(|byte| std::array::from_fn(|i| OURS[i] ^ u8::from(i == byte)));
+        for other in others.chain([[0xff; 6], [0; 6]]) {
+            let run = bench.run(&to(other, 0x12));
+            assert_eq!((run.action, run.counted.passed(PassReason::OtherStation)), (XDP_PASS, 1), "{other:x?}");
+        }
+        bench.set_policy(DROP);
+        assert_eq!(bench.run(&to([0xff; 6], 0x12)).action, XDP_REDIRECT, "without a station of its own");
     });
 }
 
