@@ -6,7 +6,7 @@
 //! very host may answer within microseconds; what was sent away comes back over a network, seldom as fast.
 //!
 //! So a worker lingers after small rounds, for each direction as long as that pays, and not for a while after a large one.
-//! An idle gateway sleeps.
+//! An idle gateway sleeps. A round that moved nothing (an ICMP error, an order) is as if it had not been.
 
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,9 @@ impl Linger {
 
     /// A round that moved this began at `started` and ended at `ended`.
     pub fn served(&mut self, moved: Moved, started: Instant, ended: Instant) {
+        if moved.bytes == 0 {
+            return;
+        }
         if let Some(direction) = self.after {
             self.payoffs[direction as usize].learn(started < self.until);
         }
@@ -109,6 +112,7 @@ mod tests {
     const IN: Moved = Moved { bytes: 1500, inward: true };
     const OUT: Moved = Moved { bytes: 1500, inward: false };
     const MUCH: Moved = Moved { bytes: 64 * 1500, inward: true };
+    const NOTHING: Moved = Moved { bytes: 0, inward: false };
 
     /// A round at that instant, which takes no time.
     fn serve(linger: &mut Linger, moved: Moved, now: Instant) {
@@ -165,6 +169,35 @@ mod tests {
         assert_eq!(exchanges(&mut linger, &mut now, trust, LATE), (trust, 0));
         assert_eq!(exchanges(&mut linger, &mut now, pause, LATE).0, 0);
         assert_eq!(exchanges(&mut linger, &mut now, pause, SOON).0, pause);
+    }
+
+    #[test]
+    fn a_wake_up_that_moved_nothing_is_no_find() {
+        let mut now = Instant::now();
+        let mut linger = Linger::new(now);
+        let lingered = |linger: &mut Linger, now: &mut Instant| {
+            *now += Duration::from_millis(1);
+            serve(linger, IN, *now);
+            let lingers = linger.is_awake(*now);
+            serve(linger, NOTHING, *now + SOON);
+            assert_eq!(linger.is_awake(*now + SOON), lingers, "it neither begins nor ends anything");
+            u32::from(lingers)
+        };
+        let count: u32 = (0..Payoff::PAUSE).map(|_| lingered(&mut linger, &mut now)).sum();
+        assert_eq!(count, u32::from(Payoff::TRUST));
+    }
+
+    #[test]
+    fn a_wake_up_that_moved_nothing_hides_no_find() {
+        let mut now = Instant::now();
+        let mut linger = Linger::new(now);
+        for _ in 0..Payoff::PAUSE {
+            now += Duration::from_millis(1);
+            serve(&mut linger, IN, now);
+            assert!(linger.is_awake(now));
+            serve(&mut linger, NOTHING, now + SOON);
+            serve(&mut linger, OUT, now + 2 * SOON);
+        }
     }
 
     #[test]

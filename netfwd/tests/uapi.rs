@@ -7,13 +7,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use netfwd::control::uapi::Configurable;
 use netfwd::control::uapi::server::{DIRECTORY, SocketError, SocketFile, serve};
 use netfwd::datapath::tunnel::wireguard::{DeviceStatus, DeviceUpdate, PeerStatus, PrivateKey};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use tokio::sync::oneshot;
 use xtask::lab::root_or_skip;
 
@@ -21,6 +23,8 @@ const KEY: &str = "b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75
 const PEER: &str = "58402e695ba1772b1cc9309755f043251ea77fdcf10fbe63989ceb7e19321376";
 /// A port that somebody else has.
 const TAKEN: u16 = 7;
+/// How often a start is looked at.
+const STARTS: usize = 2000;
 
 /// A device that only remembers.
 #[derive(Default)]
@@ -238,7 +242,8 @@ fn the_socket_is_its_owner_s_alone() {
     let directory = Directory::new("mode");
     let server = Server::start(&directory.0, "wg0");
     let mode = |path: &Path| fs::metadata(path).expect("there").mode() & 0o777;
-    assert_eq!((mode(&directory.0), mode(&server.path)), (0o700, 0o600));
+    let staging = directory.0.join(".netfwd");
+    assert_eq!((mode(&directory.0), mode(&staging), mode(&server.path)), (0o700, 0o700, 0o600));
 }
 
 #[test]
@@ -270,6 +275,106 @@ fn only_our_own_socket_is_removed_at_the_end() {
     let (second, _listener) = SocketFile::create_in(&directory.0, "wg0").expect("a successor's socket");
     drop((first, listener));
     assert!(path.exists() && !second.place().is_gone());
+}
+
+/// Looks as `wg` does for devices in a directory, again and again; what refuses a connection it would remove.
+#[derive(Default)]
+struct Looker {
+    looks: AtomicU64,
+    ends: AtomicBool,
+}
+
+impl Looker {
+    /// The first one that refuses, if any does before the end.
+    fn look(&self, directory: &Path) -> Option<PathBuf> {
+        while !self.ends.load(Ordering::SeqCst) {
+            let entries = fs::read_dir(directory).expect("a directory").flatten().map(|entry| entry.path());
+            let mut devices = entries.filter(|path| path.extension().is_some_and(|end| end == "sock"));
+            if let Some(path) = devices.find(|path| refuses(path)) {
+                return Some(path);
+            }
+            self.looks.fetch_add(1, Ordering::SeqCst);
+        }
+        None
+    }
+
+    /// Waits until the look that is under way is over, and another one.
+    fn wait_for_look(&self, thread: &ScopedJoinHandle<'_, Option<PathBuf>>) {
+        let before = self.looks.load(Ordering::SeqCst);
+        while self.looks.load(Ordering::SeqCst) < before + 2 && !thread.is_finished() {
+            thread::yield_now();
+        }
+    }
+}
+
+/// Ends a looker, after a panic too.
+struct End<'l>(&'l Looker);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.ends.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Without waiting where too many others wait.
+fn refuses(path: &Path) -> bool {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).expect("a socket");
+    connect(&socket, &SocketAddrUnix::new(path).expect("short")) == Err(rustix::io::Errno::CONNREFUSED)
+}
+
+#[test]
+fn wg_never_finds_a_socket_that_does_not_listen_yet() {
+    let directory = Directory::new("early");
+    fs::create_dir_all(&directory.0).expect("a directory");
+    let looker = Looker::default();
+    let refused = thread::scope(|scope| {
+        let looking = scope.spawn(|| looker.look(&directory.0));
+        let end = End(&looker);
+        for _ in 0..STARTS {
+            let (socket, listener) = SocketFile::create_in(&directory.0, "wg0").expect("a socket");
+            looker.wait_for_look(&looking);
+            drop(socket);
+            // Whoever has found it is still heard.
+            looker.wait_for_look(&looking);
+            drop(listener);
+        }
+        drop(end);
+        looking.join().expect("no panic")
+    });
+    assert_eq!(refused, None, "refused a connection");
+}
+
+/// The moment is short, and a looker may miss it. Where a socket was bound can be told for good.
+#[test]
+fn a_socket_is_bound_where_wg_does_not_look() {
+    let directory = Directory::new("bound");
+    let (_socket, listener) = SocketFile::create_in(&directory.0, "wg0").expect("a socket");
+    let bound = listener.local_addr().expect("bound");
+    assert_eq!(bound.as_pathname(), Some(&*directory.0.join(".netfwd/wg0.sock")));
+}
+
+#[test]
+fn of_starts_at_once_one_gets_the_name_whatever_the_dead_have_left() {
+    let directory = Directory::new("at-once");
+    let path = directory.0.join("wg0.sock");
+    for _ in 0..STARTS / 10 {
+        fs::create_dir_all(directory.0.join(".netfwd")).expect("a directory");
+        for left in [&path, &directory.0.join(".netfwd/wg0.sock")] {
+            drop(UnixListener::bind(left).expect("a socket that stays behind"));
+        }
+        let mut started = thread::scope(|scope| {
+            let start = || SocketFile::create_in(&directory.0, "wg0");
+            let threads = [(); 4].map(|()| scope.spawn(start));
+            Vec::from(threads.map(|thread| thread.join().expect("no panic")))
+        });
+        let place = started.iter().position(Result::is_ok).expect("one of them");
+        let one = started.swap_remove(place).expect("it is");
+        assert!(started.iter().all(|other| matches!(other, Err(SocketError::InUse(_)))), "{started:?}");
+        assert!(!one.0.place().is_gone() && UnixStream::connect(&path).is_ok());
+        drop(one);
+        assert_eq!(fs::read_dir(directory.0.join(".netfwd")).expect("a directory").count(), 0);
+    }
 }
 
 /// Runs `wg`, which knows sockets in one directory only.

@@ -14,6 +14,7 @@
 pub mod request;
 pub mod response;
 pub mod server;
+mod staging;
 
 use std::io;
 

@@ -1,9 +1,9 @@
 //! The socket itself: `/var/run/wireguard/NAME.sock`, and the connections to it.
 //!
 //! Invariants: whoever may connect may read private keys, so directory and socket are root's alone from the first moment;
-//! a socket that somebody listens on is never taken away from him, one that a dead process left behind is; what is removed
-//! at the end is our own socket and not a successor's. Connections are bounded, and whoever holds one without using it makes
-//! room for who comes after him.
+//! whoever finds the socket finds somebody who listens; a socket that somebody listens on is never taken away from him, one
+//! that a dead process left behind is; what is removed at the end is our own socket and not a successor's. Connections are
+//! bounded, and whoever holds one without using it makes room for who comes after him.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,8 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::Mode;
-use rustix::process::umask;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -24,6 +22,7 @@ use tracing::{debug, info};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::request::{MAX_LINE, Reader, Refusal, Request, Unintelligible};
+use super::staging::Staging;
 use super::{Configurable, response};
 
 /// Where `wg` looks for sockets.
@@ -73,14 +72,16 @@ impl SocketFile {
         let path = path_in(directory, name);
         let system = |error| SocketError::System(path.clone(), error);
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(system)?;
+        let staging = Staging::enter(directory).map_err(system)?;
         remove_stale(&path)?;
-        let listener = bind_private(&path).map_err(|error| match error.kind() {
+        let (listener, staged) = staging.listen(&file_name(name)).map_err(system)?;
+        listener.set_nonblocking(true).map_err(system)?;
+        let identity = identity(&staged).map_err(system)?;
+        staging.publish(&staged, &path).map_err(|error| match error.kind() {
             // Somebody was faster.
-            io::ErrorKind::AddrInUse => SocketError::InUse(path.clone()),
+            io::ErrorKind::AlreadyExists => SocketError::InUse(path.clone()),
             _ => SocketError::System(path.clone(), error),
         })?;
-        listener.set_nonblocking(true).map_err(system)?;
-        let identity = identity(&path).map_err(system)?;
         Ok((Self(Place { path, identity }), listener))
     }
 
@@ -125,31 +126,29 @@ pub fn obstacle(name: &str) -> Option<SocketError> {
 }
 
 fn path_in(directory: &Path, name: &str) -> PathBuf {
-    directory.join(format!("{name}.sock"))
+    directory.join(file_name(name))
 }
 
-/// Removes the socket of a process that is no more.
+fn file_name(name: &str) -> String {
+    format!("{name}.sock")
+}
+
+/// Removes the socket of a process that is no more. `wg` does so, too, and may be faster.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let system = |error| SocketError::System(path.into(), error);
+    let gone_is_good = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SocketError::System(path.into(), error)),
+        _ => Ok(()),
+    };
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(system(error)),
+        Err(error) => return gone_is_good(Err(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => return Err(SocketError::NoSocket(path.into())),
         Ok(_) => {}
     }
     match StdStream::connect(path) {
         Ok(_) => Err(SocketError::InUse(path.into())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(system),
-        Err(error) => Err(system(error)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => gone_is_good(fs::remove_file(path)),
+        Err(error) => gone_is_good(Err(error)),
     }
-}
-
-/// Binds with a mask under which nobody else can connect, not even for a moment.
-fn bind_private(path: &Path) -> io::Result<StdListener> {
-    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-    let listener = StdListener::bind(path);
-    umask(before);
-    listener
 }
 
 /// Serves a device until the task is dropped.

@@ -142,9 +142,13 @@ fn spawn(program: Program, namespace: &Namespace, name: &str, directory: &Path) 
 }
 
 /// Whether somebody in that namespace listens on a device's UAPI socket. `wg` is not to be asked before: to it, a socket that is
-/// bound and does not listen yet is one that somebody has left, and it removes it.
+/// bound and does not listen yet, as those of others are for a moment, is one that somebody has left, and it removes it.
+/// What the kernel shows is where a socket was bound: netfwd's lies in a directory of its own until it listens.
 pub fn is_listening(namespace: &Namespace, name: &str) -> bool {
     let path = format!("/{name}.sock");
+    if !socket(name).exists() {
+        return false;
+    }
     let text = namespace.proc_net("unix").unwrap_or_default();
     // The fourth column is flags, of which `__SO_ACCEPTCON` is one (net/unix/af_unix.c).
     text.lines().any(|line| line.ends_with(&path) && line.split_whitespace().nth(3) == Some("00010000"))
