@@ -370,7 +370,8 @@ impl State {
         if let Some(remote) = update.endpoint {
             self.path = Some(Path::to(remote));
         }
-        if let Some(seconds) = update.persistent_keepalive {
+        // The same again, as `wg syncconf` says it, must not put off what is due: the library begins to count anew.
+        if let Some(seconds) = update.persistent_keepalive.filter(|seconds| *seconds != self.persistent_keepalive) {
             self.persistent_keepalive = seconds;
             if let Some(session) = &mut self.session {
                 session.set_persistent_keepalive(Some(seconds));

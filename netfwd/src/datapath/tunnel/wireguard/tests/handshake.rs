@@ -566,6 +566,22 @@ fn a_keepalive_interval_needs_no_traffic() {
     assert_eq!(a.wire, []);
 }
 
+#[test]
+fn a_keepalive_interval_that_is_set_again_puts_off_no_keepalive() {
+    let (mut a, _) = Host::connected();
+    let b = Host::new(2).public_key();
+    let set = |a: &Host| a.update(PeerUpdate { persistent_keepalive: Some(1), ..PeerUpdate::new(b) });
+    set(&a);
+    a.tick();
+    assert_eq!(kinds(&take(&mut a)), [MessageType::Data], "the first one is due at once");
+    for _ in 0..4 {
+        sleep(Duration::from_millis(300));
+        a.tick();
+        set(&a);
+    }
+    assert_eq!(kinds(&a.wire), [MessageType::Data]);
+}
+
 /// As in the kernel (`keep_key_fresh`): else a session of nothing but keepalives would run out before there is another.
 #[test]
 fn keepalives_alone_renew_the_session_of_whoever_began_it() {
