@@ -2,6 +2,9 @@
 //! And the same device in `netfwd run`, where a file configures it.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -61,6 +64,24 @@ impl Host {
         })
     }
 
+    /// What the control socket answers.
+    fn say(&self, text: &str) -> String {
+        let mut stream = UnixStream::connect(self.socket()).expect("a control socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("settable");
+        stream.write_all(text.as_bytes()).expect("it reads");
+        stream.shutdown(Shutdown::Write).expect("connected");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    /// The lines of `get=1` that begin with one of these keys.
+    fn told(&self, keys: &[&str]) -> Vec<String> {
+        let told = self.say("get=1\n\n");
+        let is_wanted = |line: &&str| line.split_once('=').is_some_and(|(key, _)| keys.contains(&key));
+        told.lines().filter(is_wanted).map(str::to_owned).collect()
+    }
+
     fn assert_gone(&self) {
         let gone = || !self.socket().exists() && !self.has_link() && self.server().is_none();
         assert!(wait_until(PATIENCE, gone), "socket {}, link {}", self.socket().exists(), self.has_link());
@@ -86,6 +107,33 @@ fn it_returns_when_device_and_socket_exist_and_ends_with_the_device() {
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(said.contains("exists already") && said.lines().count() == 1, "{said}");
     assert!(host.socket().exists() && host.has_link(), "the first one is not disturbed");
+    host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
+    host.assert_gone();
+}
+
+/// What Debian's `wg` has no words for: a prefix with a minus takes it away (wireguard-tools since 2025), `update_only` makes no
+/// peer, and what is refused has changed nothing.
+#[test]
+fn a_device_does_what_newer_tools_say() {
+    let Some(host) = Host::new("newer") else { return };
+    host.start();
+    let [one, other] = ["58", "66"].map(|byte| format!("public_key={}\n", byte.repeat(32)));
+    let set = |lines: &str| host.say(&format!("set=1\n{lines}\n"));
+    assert_eq!(set(&format!("{one}allowed_ip=10.0.0.0/8\nallowed_ip=fd00::/8\n")), "errno=0\n\n");
+    // Only its owner can lose a prefix.
+    assert_eq!(set(&format!("{other}allowed_ip=-fd00::/8\n{one}allowed_ip=-10.0.0.0/8\n")), "errno=0\n\n");
+    assert_eq!(set(&format!("{other}remove=true\n")), "errno=0\n\n");
+    assert_eq!(set(&format!("{other}update_only=true\nallowed_ip=10.0.0.0/8\n")), "errno=0\n\n");
+    let all = ["public_key", "allowed_ip", "fwmark"];
+    let expected = [one.trim(), "allowed_ip=fd00::/8"];
+    assert_eq!(host.told(&all), expected);
+    let taken = host.namespace.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a namespace").expect("a port");
+    let port = taken.local_addr().expect("bound").port();
+    assert_eq!(set(&format!("fwmark=7\nlisten_port={port}\nreplace_peers=true\n{other}")), "errno=-98\n\n");
+    assert_eq!(set(&format!("fwmark=7\n{one}remove=true\n{other}endpoint=nowhere\n")), "errno=-22\n\n");
+    assert_eq!(host.told(&all), expected);
+    assert_eq!(set(&format!("{one}replace_allowed_ips=true\nallowed_ip=10.1.2.3/16\n")), "errno=0\n\n");
+    assert_eq!(host.told(&all), [one.trim(), "allowed_ip=10.1.0.0/16"]);
     host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
     host.assert_gone();
 }
