@@ -219,6 +219,14 @@ fn nothing_stays_for_a_caller_who_did_not_wait() {
     host.assert_gone();
 }
 
+/// The most bytes that a core dump of a process may have, and what the process could raise that to.
+fn core_limits(process: u32) -> [String; 2] {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits")).expect("procfs");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a limit");
+    let mut words = line.split_ascii_whitespace().map(str::to_owned);
+    [(); 2].map(|()| words.next().expect("a limit"))
+}
+
 /// Its memory has keys in it, and so would a core dump have.
 #[test]
 fn neither_core_dumps_nor_debuggers_see_its_memory() {
@@ -236,7 +244,7 @@ fn neither_core_dumps_nor_debuggers_see_its_memory() {
     let mut netfwd = limited(NETFWD).args(["wg", "-f", &host.device]).spawn().expect("it starts");
     let mut other = limited("sleep").arg("60").spawn().expect("it starts");
     let ready = wait_until(PATIENCE, || host.socket().exists() && host.has_link());
-    let limits = fs::read_to_string(format!("/proc/{}/limits", netfwd.id())).expect("procfs");
+    let core = core_limits(netfwd.id());
     let seen = [looks_into(other.id()), looks_into(netfwd.id())];
     for child in [&mut netfwd, &mut other] {
         output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
@@ -244,8 +252,7 @@ fn neither_core_dumps_nor_debuggers_see_its_memory() {
     }
     assert!(ready);
     assert_eq!(seen, [true, false], "another process of that user, and netfwd");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
-    assert_eq!(core.split_ascii_whitespace().nth(4), Some("0"), "{core}");
+    assert_eq!(core, ["0", "0"]);
     host.assert_gone();
 }
 
@@ -309,10 +316,12 @@ fn a_configured_tunnel_has_a_control_socket_and_finds_its_peers_by_name() {
     // The address of the other family, ::1, cannot be reached from 127.0.0.1.
     let found = wait_until(PATIENCE, || endpoint().trim() == format!("{peer}\t127.0.0.1:7"));
     let shown = host.namespace.exec(&format!("wg showconf {}", host.device)).unwrap_or_default();
+    let core = core_limits(child.id());
     output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
     let status = child.wait().expect("ours");
     fs::remove_dir_all(&directory).expect("ours");
     assert!(found, "{}", endpoint());
+    assert_eq!(core, ["0", "0"], "it has read a key");
     assert!(shown.contains("ListenPort = 51820") && shown.contains("AllowedIPs = 10.1.0.0/16"), "{shown}");
     assert!(status.success());
     host.assert_gone();

@@ -128,7 +128,7 @@ impl Device {
     pub fn apply(&self, update: &DeviceUpdate) {
         let mut config = self.config();
         if let Some(key) = &update.private_key {
-            self.set_key(&mut config, key.clone());
+            self.set_key(&mut config, key.clone().map(PrivateKey::clamped));
         }
         let changes_prefixes = update.replace_peers || update.peers.iter().any(PeerUpdate::changes_prefixes);
         if changes_prefixes {

@@ -432,6 +432,10 @@ fn another_private_key_ends_all_sessions_and_the_same_one_none() {
         host.device.apply(&DeviceUpdate { private_key: Some(Some(key.clone())), ..DeviceUpdate::default() });
     };
     set(&b, &b.key);
+    // As the kernel shows it.
+    let shown = b.device.status().private_key.expect("a key");
+    assert_eq!(shown.to_hex(), b.key.clone().clamped().to_hex());
+    set(&b, &shown);
     a.send(inner(2), &packet(1, 2, b"same")).unwrap();
     assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"same")]);
 
