@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use netfwd::control::uapi::server::DIRECTORY;
+use netfwd::datapath::tunnel::wireguard::PrivateKey;
 use xtask::lab::{Namespace, is_listening, output, root_or_skip, write_secret};
 use xtask::machine::wait_until;
 
@@ -253,6 +256,46 @@ fn neither_core_dumps_nor_debuggers_see_its_memory() {
     assert!(ready);
     assert_eq!(seen, [true, false], "another process of that user, and netfwd");
     assert_eq!(core, ["0", "0"]);
+    host.assert_gone();
+}
+
+/// Also where every crate says all it can, a handshake is tried and requests are refused.
+#[test]
+fn no_log_line_holds_a_key_however_much_is_logged() {
+    let Some(host) = Host::new("log") else { return };
+    host.namespace.exec("ip link set lo up").expect("up");
+    let file = std::env::temp_dir().join(format!("netfwd-wg-log-{}", std::process::id()));
+    let log = fs::File::create(&file).expect("a file");
+    let mut command = host.namespace.command(NETFWD);
+    let mut child =
+        command.args(["wg", "-f", &host.device]).env("RUST_LOG", "trace").stderr(log).spawn().expect("it starts");
+    assert!(wait_until(PATIENCE, || is_listening(&host.namespace, &host.device)), "no control socket");
+    let [private, preshared] = [0x11, 0x42].map(|byte| std::array::from_fn::<u8, 32, _>(|at| byte + at as u8));
+    let [private_hex, preshared_hex] = [private, preshared].map(|key| PrivateKey::from_bytes(key).to_hex());
+    let (private_hex, preshared_hex) = (private_hex.as_str(), preshared_hex.as_str());
+    let peer = "public_key=09".to_owned() + &"0".repeat(62);
+    let words = "persistent_keepalive_interval=1\nendpoint=127.0.0.1:9\nallowed_ip=10.1.0.0/16";
+    let set = format!("set=1\nprivate_key={private_hex}\n{peer}\npreshared_key={preshared_hex}\n{words}\n\n");
+    assert_eq!(host.say(&set), "errno=0\n\n");
+    for wrong in [format!("private_key={private_hex}0"), format!("{peer}\npreshared_key={preshared_hex} ")] {
+        assert_eq!(host.say(&format!("set=1\n{wrong}\n\n")), "errno=-22\n\n");
+    }
+    let initiated = wait_until(PATIENCE, || host.told(&["tx_bytes"]) == ["tx_bytes=148"]);
+    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
+    child.wait().expect("ours");
+    let log = fs::read_to_string(&file).expect("written");
+    fs::remove_file(&file).expect("ours");
+    assert!(initiated && log.contains("Sending handshake_initiation"), "{log}");
+    for key in [private, preshared] {
+        let shown = [
+            PrivateKey::from_bytes(key).clamped().to_hex().to_string(),
+            PrivateKey::from_bytes(key).to_hex().to_string(),
+            STANDARD.encode(key),
+            format!("{key:?}"),
+        ];
+        // Parts of it are too much.
+        assert!(!shown.iter().any(|text| log.to_lowercase().contains(&text.to_lowercase()[8..32])), "{log}");
+    }
     host.assert_gone();
 }
 
