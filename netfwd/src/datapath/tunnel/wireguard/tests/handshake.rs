@@ -336,6 +336,25 @@ fn nor_does_it_after_the_key_was_taken_away_and_set_again() {
 }
 
 #[test]
+fn what_is_set_while_there_is_no_key_counts_once_there_is_one() {
+    let (mut a, mut b) = Host::connected();
+    let set = |key: Option<&PrivateKey>| {
+        b.device.apply(&DeviceUpdate { private_key: Some(key.cloned()), ..DeviceUpdate::default() });
+    };
+    set(None);
+    let change = |peer: &mut PeerUpdate| {
+        peer.preshared_key = Some(PresharedKey::from_bytes([7; 32]));
+        peer.persistent_keepalive = Some(25);
+    };
+    (a.know(&b, change), b.know(&a, change));
+    set(Some(&b.key));
+    b.tick();
+    assert_eq!(kinds(&b.wire), [MessageType::Initiation], "a keepalive is due");
+    b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
+}
+
+#[test]
 fn under_load_senders_must_prove_their_address_first() {
     let (mut a, mut b) = hurried_pair();
     b.is_loaded = true;
