@@ -346,7 +346,8 @@ fn what_is_set_while_there_is_no_key_counts_once_there_is_one() {
         peer.preshared_key = Some(PresharedKey::from_bytes([7; 32]));
         peer.persistent_keepalive = Some(25);
     };
-    (a.know(&b, change), b.know(&a, change));
+    a.know(&b, change);
+    b.know(&a, change);
     set(Some(&b.key));
     b.tick();
     assert_eq!(kinds(&b.wire), [MessageType::Initiation], "a keepalive is due");
