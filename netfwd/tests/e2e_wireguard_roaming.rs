@@ -3,7 +3,6 @@
 mod e2e;
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use e2e::wireguard::{HANDSHAKE, OTHERS, start};
 use e2e::{NETFWD, Rig, tcp_intact};
@@ -13,7 +12,9 @@ use xtask::machine::wait_until;
 const MOVED4: &str = "10.9.0.77";
 const MOVED6: &str = "fd09::77";
 /// Long enough to move in the middle, at any speed.
-const BYTES: u64 = 60_000_000;
+const BYTES: u64 = 100_000_000;
+/// Of which so many have to have arrived before.
+const STARTED: u64 = 2_000_000;
 
 impl Rig {
     /// The peer gets other addresses in the underlay instead of those it had.
@@ -34,10 +35,13 @@ impl Rig {
     /// Moves something while the peer sends TCP to the server; every byte has to arrive.
     fn in_mid_stream(&self, what: impl FnOnce() + Send) {
         let (peer, server) = (&self.lab.peer, &self.lab.server);
+        let received = || self.state().peer().expect("one peer").received;
+        let before = received();
         std::thread::scope(|scope| {
-            scope.spawn(|| tcp_intact(peer, server, self.lab.server_address(Family::V4), 1, BYTES));
-            std::thread::sleep(Duration::from_millis(300));
+            let stream = scope.spawn(|| tcp_intact(peer, server, self.lab.server_address(Family::V4), 1, BYTES));
+            assert!(wait_until(HANDSHAKE, || received() > before + STARTED), "nothing arrives");
             what();
+            assert!(!stream.is_finished(), "the stream was over before the move");
         });
     }
 }

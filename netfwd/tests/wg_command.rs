@@ -2,11 +2,17 @@
 //! And the same device in `netfwd run`, where a file configures it.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use netfwd::control::uapi::server::DIRECTORY;
+use netfwd::datapath::tunnel::wireguard::PrivateKey;
 use xtask::lab::{Namespace, is_listening, output, root_or_skip, write_secret};
 use xtask::machine::wait_until;
 
@@ -61,6 +67,24 @@ impl Host {
         })
     }
 
+    /// What the control socket answers.
+    fn say(&self, text: &str) -> String {
+        let mut stream = UnixStream::connect(self.socket()).expect("a control socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("settable");
+        stream.write_all(text.as_bytes()).expect("it reads");
+        stream.shutdown(Shutdown::Write).expect("connected");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    /// The lines of `get=1` that begin with one of these keys.
+    fn told(&self, keys: &[&str]) -> Vec<String> {
+        let told = self.say("get=1\n\n");
+        let is_wanted = |line: &&str| line.split_once('=').is_some_and(|(key, _)| keys.contains(&key));
+        told.lines().filter(is_wanted).map(str::to_owned).collect()
+    }
+
     fn assert_gone(&self) {
         let gone = || !self.socket().exists() && !self.has_link() && self.server().is_none();
         assert!(wait_until(PATIENCE, gone), "socket {}, link {}", self.socket().exists(), self.has_link());
@@ -86,6 +110,33 @@ fn it_returns_when_device_and_socket_exist_and_ends_with_the_device() {
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(said.contains("exists already") && said.lines().count() == 1, "{said}");
     assert!(host.socket().exists() && host.has_link(), "the first one is not disturbed");
+    host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
+    host.assert_gone();
+}
+
+/// What Debian's `wg` has no words for: a prefix with a minus takes it away (wireguard-tools since 2025), `update_only` makes no
+/// peer, and what is refused has changed nothing.
+#[test]
+fn a_device_does_what_newer_tools_say() {
+    let Some(host) = Host::new("newer") else { return };
+    host.start();
+    let [one, other] = ["58", "66"].map(|byte| format!("public_key={}\n", byte.repeat(32)));
+    let set = |lines: &str| host.say(&format!("set=1\n{lines}\n"));
+    assert_eq!(set(&format!("{one}allowed_ip=10.0.0.0/8\nallowed_ip=fd00::/8\n")), "errno=0\n\n");
+    // Only its owner can lose a prefix.
+    assert_eq!(set(&format!("{other}allowed_ip=-fd00::/8\n{one}allowed_ip=-10.0.0.0/8\n")), "errno=0\n\n");
+    assert_eq!(set(&format!("{other}remove=true\n")), "errno=0\n\n");
+    assert_eq!(set(&format!("{other}update_only=true\nallowed_ip=10.0.0.0/8\n")), "errno=0\n\n");
+    let all = ["public_key", "allowed_ip", "fwmark"];
+    let expected = [one.trim(), "allowed_ip=fd00::/8"];
+    assert_eq!(host.told(&all), expected);
+    let taken = host.namespace.run(|| UdpSocket::bind("0.0.0.0:0")).expect("a namespace").expect("a port");
+    let port = taken.local_addr().expect("bound").port();
+    assert_eq!(set(&format!("fwmark=7\nlisten_port={port}\nreplace_peers=true\n{other}")), "errno=-98\n\n");
+    assert_eq!(set(&format!("fwmark=7\n{one}remove=true\n{other}endpoint=nowhere\n")), "errno=-22\n\n");
+    assert_eq!(host.told(&all), expected);
+    assert_eq!(set(&format!("{one}replace_allowed_ips=true\nallowed_ip=10.1.2.3/16\n")), "errno=0\n\n");
+    assert_eq!(host.told(&all), [one.trim(), "allowed_ip=10.1.0.0/16"]);
     host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
     host.assert_gone();
 }
@@ -171,6 +222,14 @@ fn nothing_stays_for_a_caller_who_did_not_wait() {
     host.assert_gone();
 }
 
+/// The most bytes that a core dump of a process may have, and what the process could raise that to.
+fn core_limits(process: u32) -> [String; 2] {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits")).expect("procfs");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a limit");
+    let mut words = line.split_ascii_whitespace().map(str::to_owned);
+    [(); 2].map(|()| words.next().expect("a limit"))
+}
+
 /// Its memory has keys in it, and so would a core dump have.
 #[test]
 fn neither_core_dumps_nor_debuggers_see_its_memory() {
@@ -188,7 +247,7 @@ fn neither_core_dumps_nor_debuggers_see_its_memory() {
     let mut netfwd = limited(NETFWD).args(["wg", "-f", &host.device]).spawn().expect("it starts");
     let mut other = limited("sleep").arg("60").spawn().expect("it starts");
     let ready = wait_until(PATIENCE, || host.socket().exists() && host.has_link());
-    let limits = fs::read_to_string(format!("/proc/{}/limits", netfwd.id())).expect("procfs");
+    let core = core_limits(netfwd.id());
     let seen = [looks_into(other.id()), looks_into(netfwd.id())];
     for child in [&mut netfwd, &mut other] {
         output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
@@ -196,8 +255,47 @@ fn neither_core_dumps_nor_debuggers_see_its_memory() {
     }
     assert!(ready);
     assert_eq!(seen, [true, false], "another process of that user, and netfwd");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
-    assert_eq!(core.split_ascii_whitespace().nth(4), Some("0"), "{core}");
+    assert_eq!(core, ["0", "0"]);
+    host.assert_gone();
+}
+
+/// Also where every crate says all it can, a handshake is tried and requests are refused.
+#[test]
+fn no_log_line_holds_a_key_however_much_is_logged() {
+    let Some(host) = Host::new("log") else { return };
+    host.namespace.exec("ip link set lo up").expect("up");
+    let file = std::env::temp_dir().join(format!("netfwd-wg-log-{}", std::process::id()));
+    let log = fs::File::create(&file).expect("a file");
+    let mut command = host.namespace.command(NETFWD);
+    let mut child =
+        command.args(["wg", "-f", &host.device]).env("RUST_LOG", "trace").stderr(log).spawn().expect("it starts");
+    assert!(wait_until(PATIENCE, || is_listening(&host.namespace, &host.device)), "no control socket");
+    let [private, preshared] = [0x11, 0x42].map(|byte| std::array::from_fn::<u8, 32, _>(|at| byte + at as u8));
+    let [private_hex, preshared_hex] = [private, preshared].map(|key| PrivateKey::from_bytes(key).to_hex());
+    let (private_hex, preshared_hex) = (private_hex.as_str(), preshared_hex.as_str());
+    let peer = "public_key=09".to_owned() + &"0".repeat(62);
+    let words = "persistent_keepalive_interval=1\nendpoint=127.0.0.1:9\nallowed_ip=10.1.0.0/16";
+    let set = format!("set=1\nprivate_key={private_hex}\n{peer}\npreshared_key={preshared_hex}\n{words}\n\n");
+    assert_eq!(host.say(&set), "errno=0\n\n");
+    for wrong in [format!("private_key={private_hex}0"), format!("{peer}\npreshared_key={preshared_hex} ")] {
+        assert_eq!(host.say(&format!("set=1\n{wrong}\n\n")), "errno=-22\n\n");
+    }
+    let initiated = wait_until(PATIENCE, || host.told(&["tx_bytes"]) == ["tx_bytes=148"]);
+    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
+    child.wait().expect("ours");
+    let log = fs::read_to_string(&file).expect("written");
+    fs::remove_file(&file).expect("ours");
+    assert!(initiated && log.contains("Sending handshake_initiation"), "{log}");
+    for key in [private, preshared] {
+        let shown = [
+            PrivateKey::from_bytes(key).clamped().to_hex().to_string(),
+            PrivateKey::from_bytes(key).to_hex().to_string(),
+            STANDARD.encode(key),
+            format!("{key:?}"),
+        ];
+        // Parts of it are too much.
+        assert!(!shown.iter().any(|text| log.to_lowercase().contains(&text.to_lowercase()[8..32])), "{log}");
+    }
     host.assert_gone();
 }
 
@@ -261,10 +359,12 @@ fn a_configured_tunnel_has_a_control_socket_and_finds_its_peers_by_name() {
     // The address of the other family, ::1, cannot be reached from 127.0.0.1.
     let found = wait_until(PATIENCE, || endpoint().trim() == format!("{peer}\t127.0.0.1:7"));
     let shown = host.namespace.exec(&format!("wg showconf {}", host.device)).unwrap_or_default();
+    let core = core_limits(child.id());
     output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
     let status = child.wait().expect("ours");
     fs::remove_dir_all(&directory).expect("ours");
     assert!(found, "{}", endpoint());
+    assert_eq!(core, ["0", "0"], "it has read a key");
     assert!(shown.contains("ListenPort = 51820") && shown.contains("AllowedIPs = 10.1.0.0/16"), "{shown}");
     assert!(status.success());
     host.assert_gone();

@@ -37,21 +37,22 @@ pub struct KeyError {
 
 /// All faults of one document.
 #[derive(Debug)]
-pub struct Report<'s> {
-    source: &'s str,
+pub struct Report {
+    /// Where lines end. A document with ten thousand peers is asked for some ten thousand lines, right as it may be.
+    line_ends: Vec<usize>,
     errors: RefCell<Vec<KeyError>>,
 }
 
-impl<'s> Report<'s> {
+impl Report {
     /// An empty report on `source`.
-    pub fn new(source: &'s str) -> Self {
-        Self { source, errors: RefCell::default() }
+    pub fn new(source: &str) -> Self {
+        let line_ends = source.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+        Self { line_ends, errors: RefCell::default() }
     }
 
     /// The line, from 1, of a byte of the source.
     pub fn line(&self, offset: usize) -> usize {
-        let before = self.source.as_bytes().get(..offset).unwrap_or(self.source.as_bytes());
-        1 + before.iter().filter(|&&byte| byte == b'\n').count()
+        1 + self.line_ends.partition_point(|end| *end < offset)
     }
 
     /// Adds a fault at a byte of the source. What it quotes may hold line ends or worse: it stays one printable line.
@@ -83,17 +84,17 @@ fn printable(text: String) -> String {
 
 /// One table of the document, read key by key.
 #[derive(Debug)]
-pub struct Section<'a, 's> {
-    report: &'a Report<'s>,
+pub struct Section<'a> {
+    report: &'a Report,
     path: String,
     at: usize,
     table: &'a DeTable<'a>,
     asked: Vec<&'static str>,
 }
 
-impl<'a, 's> Section<'a, 's> {
+impl<'a> Section<'a> {
     /// The document itself: keys have no prefix.
-    pub fn root(report: &'a Report<'s>, table: &'a DeTable<'a>) -> Self {
+    pub fn root(report: &'a Report, table: &'a DeTable<'a>) -> Self {
         Self { report, path: String::new(), at: 0, table, asked: Vec::new() }
     }
 
@@ -174,7 +175,7 @@ impl<'a, 's> Section<'a, 's> {
     }
 
     /// The subtable `[key]`, if present.
-    pub fn table(&mut self, key: &'static str) -> Option<Section<'a, 's>> {
+    pub fn table(&mut self, key: &'static str) -> Option<Section<'a>> {
         let value = self.lookup(key)?;
         let Some(table) = value.get_ref().as_table() else {
             let found = value.get_ref().type_str();
@@ -185,7 +186,7 @@ impl<'a, 's> Section<'a, 's> {
     }
 
     /// The subtables `[[key]]`.
-    pub fn tables(&mut self, key: &'static str) -> Vec<Section<'a, 's>> {
+    pub fn tables(&mut self, key: &'static str) -> Vec<Section<'a>> {
         let Some(value) = self.lookup(key) else { return Vec::new() };
         let path = self.key_path(key);
         let tables: Option<Vec<_>> = value
@@ -199,7 +200,7 @@ impl<'a, 's> Section<'a, 's> {
         tables.into_iter().map(|(at, table)| self.subsection(key, at, table)).collect()
     }
 
-    fn subsection(&self, key: &str, at: usize, table: &'a DeTable<'a>) -> Section<'a, 's> {
+    fn subsection(&self, key: &str, at: usize, table: &'a DeTable<'a>) -> Section<'a> {
         Section { report: self.report, path: self.key_path(key), at, table, asked: Vec::new() }
     }
 
@@ -210,5 +211,32 @@ impl<'a, 's> Section<'a, 's> {
             let message = format!("unknown key; known here: {known}");
             self.report.fault(key.span().start, self.key_path(key.get_ref()), message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_line_ends_with_its_end() {
+        for source in ["", "\n", "a\n\nb\r\nc", "a\nb\n"] {
+            let report = Report::new(source);
+            for offset in 0..source.len() + 3 {
+                let before = &source[..offset.min(source.len())];
+                assert_eq!(report.line(offset), 1 + before.matches('\n').count(), "{source:?} at {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_is_told_without_reading_all_before_it_again() {
+        let source = "x\n".repeat(1_000_000);
+        let report = Report::new(&source);
+        let start = Instant::now();
+        assert!((0..20_000).all(|n| report.line(source.len() - n) > 900_000));
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }
 }

@@ -15,7 +15,7 @@ use super::{Config, Gro, Metrics, Queues, Tunnel, Underlay, XdpMode, ZeroCopy, t
 pub(super) const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9477);
 
 /// The whole document; `None` if a section had a fault that leaves nothing to return.
-pub(super) fn config(mut root: Section<'_, '_>, file: &Path) -> Option<Config> {
+pub(super) fn config(mut root: Section<'_>, file: &Path) -> Option<Config> {
     let metrics = metrics(root.table("metrics"));
     let underlays = underlays(root.tables("underlay"));
     let gro = root.table("gro").map_or_else(Gro::default, gro);
@@ -32,7 +32,7 @@ pub(super) fn config(mut root: Section<'_, '_>, file: &Path) -> Option<Config> {
     Some(Config { file: file.into(), metrics, underlays, gro, tunnels: tunnels? })
 }
 
-fn metrics(section: Option<Section<'_, '_>>) -> Metrics {
+fn metrics(section: Option<Section<'_>>) -> Metrics {
     let Some(mut section) = section else {
         return Metrics { listen: DEFAULT_LISTEN, wireguard_peers: false, line: 1 };
     };
@@ -43,7 +43,7 @@ fn metrics(section: Option<Section<'_, '_>>) -> Metrics {
     Metrics { listen, wireguard_peers, line }
 }
 
-fn gro(mut section: Section<'_, '_>) -> Gro {
+fn gro(mut section: Section<'_>) -> Gro {
     let default = Gro::default();
     let tcp = section.optional("tcp", boolean).unwrap_or(default.tcp);
     let udp = section.optional("udp", boolean).unwrap_or(default.udp);
@@ -54,7 +54,7 @@ fn gro(mut section: Section<'_, '_>) -> Gro {
     Gro { tcp, udp, udp_exclude_ports, udp_zero_checksum }
 }
 
-fn underlays(sections: Vec<Section<'_, '_>>) -> Vec<Underlay> {
+fn underlays(sections: Vec<Section<'_>>) -> Vec<Underlay> {
     let mut seen = HashMap::new();
     let mut underlays = Vec::new();
     for mut section in sections {
@@ -67,7 +67,7 @@ fn underlays(sections: Vec<Section<'_, '_>>) -> Vec<Underlay> {
     underlays
 }
 
-fn underlay(mut section: Section<'_, '_>, interface: String) -> Underlay {
+fn underlay(mut section: Section<'_>, interface: String) -> Underlay {
     const XDP: [(&str, XdpMode); 4] =
         [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic), ("off", XdpMode::Off)];
     const ZERO_COPY: [(&str, ZeroCopy); 3] =
@@ -99,7 +99,7 @@ fn queues(value: &Spanned<DeValue<'_>>) -> Parsed<Queues> {
 }
 
 /// All tunnels, or `None` if one of them is not complete.
-fn tunnels(sections: Vec<Section<'_, '_>>, underlays: &[Underlay], file: &Path) -> Option<Vec<Tunnel>> {
+fn tunnels(sections: Vec<Section<'_>>, underlays: &[Underlay], file: &Path) -> Option<Vec<Tunnel>> {
     let mut seen = Seen::default();
     let mut tunnels = Vec::new();
     let mut complete = true;
@@ -137,7 +137,7 @@ struct Endpoint {
 
 impl Seen {
     /// Refuses what an earlier tunnel, or an underlay, already is.
-    fn check(&mut self, section: &Section<'_, '_>, tunnel: &Tunnel, underlays: &[Underlay]) {
+    fn check(&mut self, section: &Section<'_>, tunnel: &Tunnel, underlays: &[Underlay]) {
         let Tunnel { name, local, port, .. } = tunnel;
         let line = tunnel.lines.name;
         if let Some(first) = self.names.insert(name.clone(), line) {
@@ -157,7 +157,7 @@ impl Seen {
     }
 
     /// One kind per address and port; of WireGuard, where only keys tell tunnels apart, one tunnel.
-    fn check_endpoint(&mut self, section: &Section<'_, '_>, endpoint: Endpoint) {
+    fn check_endpoint(&mut self, section: &Section<'_>, endpoint: Endpoint) {
         let Endpoint { local, port, kind, .. } = endpoint;
         match self.endpoints.iter().find(|other| other.overlaps(&endpoint)) {
             Some(Endpoint { local, kind: other, line, .. }) if *other != kind => {
@@ -179,7 +179,7 @@ impl Seen {
     }
 
     /// Tunnels of one address and port share the kernel's socket, which accepts zero checksums for all of them or for none.
-    fn check_zero_checksums(&mut self, section: &Section<'_, '_>, tunnel: &Tunnel) {
+    fn check_zero_checksums(&mut self, section: &Section<'_>, tunnel: &Tunnel) {
         let Some(accepts) = tunnel.vxlan().map(|vxlan| vxlan.udp6_zero_checksum_rx) else { return };
         let place = (tunnel.local, tunnel.port);
         let (first, line) = *self.zero_checksums.entry(place).or_insert((accepts, tunnel.lines.name));
@@ -191,7 +191,7 @@ impl Seen {
         }
     }
 
-    fn check_limits(&mut self, section: &Section<'_, '_>, tunnel: &Tunnel) {
+    fn check_limits(&mut self, section: &Section<'_>, tunnel: &Tunnel) {
         self.pairs += tunnel.vxlan().map_or(1, |vxlan| vxlan.remotes.len());
         if self.pairs > MAX_TUNNELS as usize {
             section.fault("remotes", format!("more than {MAX_TUNNELS} remotes in all tunnels together"));

@@ -31,7 +31,7 @@ const KINDS: [(&str, TunnelKind); 3] = [
 ];
 
 /// One tunnel of the configuration `file`; `None` after a fault in something that the rest needs.
-pub(super) fn tunnel(section: &mut Section<'_, '_>, file: &Path) -> Option<Tunnel> {
+pub(super) fn tunnel(section: &mut Section<'_>, file: &Path) -> Option<Tunnel> {
     let name = section.required("name", "the device's name, such as \"vx7\"", device_name);
     let kind = section.required("kind", "\"vxlan\", \"vxlan-gpe\" or \"wireguard\"", |value| one_of(value, &KINDS));
     let addresses = addresses(section);
@@ -46,7 +46,7 @@ pub(super) fn tunnel(section: &mut Section<'_, '_>, file: &Path) -> Option<Tunne
 
 type Particulars = (Option<IpAddr>, Option<u16>, Option<Protocol>);
 
-fn wireguard_tunnel(section: &mut Section<'_, '_>, file: &Path) -> Particulars {
+fn wireguard_tunnel(section: &mut Section<'_>, file: &Path) -> Particulars {
     section.refuse(
         &["vni", "remotes", "route"],
         "only for \"vxlan\" and \"vxlan-gpe\": WireGuard's peers and their allowed_ips are in [[tunnel.peer]]",
@@ -65,7 +65,7 @@ fn wireguard_tunnel(section: &mut Section<'_, '_>, file: &Path) -> Particulars {
 }
 
 /// Also of a tunnel whose kind is missing or unknown: its other faults are told at once.
-fn vxlan_tunnel(section: &mut Section<'_, '_>, kind: Option<TunnelKind>) -> Particulars {
+fn vxlan_tunnel(section: &mut Section<'_>, kind: Option<TunnelKind>) -> Particulars {
     if let Some(kind) = kind {
         let why = format!("only for \"wireguard\": {} has neither keys nor peers", kind.as_str());
         section.refuse(&wireguard::KEYS, &why);
@@ -93,7 +93,7 @@ fn vxlan_tunnel(section: &mut Section<'_, '_>, kind: Option<TunnelKind>) -> Part
     (local, port, vxlan.map(Protocol::Vxlan))
 }
 
-fn lines(section: &Section<'_, '_>) -> TunnelLines {
+fn lines(section: &Section<'_>) -> TunnelLines {
     TunnelLines {
         name: section.line_of("name"),
         local: section.line_of("local"),
@@ -116,7 +116,7 @@ fn family(address: IpAddr) -> &'static str {
 }
 
 /// The remotes, after refusing an empty list, duplicates, the other family and ourselves.
-fn remotes(section: &mut Section<'_, '_>, local: Option<IpAddr>) -> Option<Vec<IpAddr>> {
+fn remotes(section: &mut Section<'_>, local: Option<IpAddr>) -> Option<Vec<IpAddr>> {
     let what = "the other ends' underlay addresses, such as [\"10.9.0.1\"]";
     let remotes = section.required("remotes", what, |value| list(value, "\"10.9.0.1\"", unicast))?;
     if remotes.is_empty() {
@@ -138,13 +138,13 @@ fn wrong_remote(remote: IpAddr, local: IpAddr) -> Option<String> {
     other_family.then(|| format!("{remote} is {} but local = \"{local}\" is {}", family(remote), family(local)))
 }
 
-fn addresses(section: &mut Section<'_, '_>) -> Vec<IpNet> {
+fn addresses(section: &mut Section<'_>) -> Vec<IpNet> {
     let addresses = section.optional("addresses", |value| list(value, "\"10.10.0.2/24\"", interface_address));
     distinct(section, "addresses", addresses.unwrap_or_default())
 }
 
 /// A list's items, after refusing those that it names twice.
-fn distinct<T: Copy + Eq + Hash + Display>(section: &Section<'_, '_>, key: &str, items: Vec<Spanned<T>>) -> Vec<T> {
+fn distinct<T: Copy + Eq + Hash + Display>(section: &Section<'_>, key: &str, items: Vec<Spanned<T>>) -> Vec<T> {
     let mut seen = HashSet::new();
     for item in items.iter().filter(|item| !seen.insert(*item.get_ref())) {
         section.fault_at(item.span(), key, format!("{} is listed twice", item.get_ref()));
@@ -152,7 +152,7 @@ fn distinct<T: Copy + Eq + Hash + Display>(section: &Section<'_, '_>, key: &str,
     items.into_iter().map(Spanned::into_inner).collect()
 }
 
-fn remote_index(section: &mut Section<'_, '_>, remotes: Option<&[IpAddr]>) -> Option<RemoteIndex> {
+fn remote_index(section: &mut Section<'_>, remotes: Option<&[IpAddr]>) -> Option<RemoteIndex> {
     let address = section.required("remote", "one of the tunnel's remotes", unicast)?;
     let remotes = remotes?;
     let Some(index) = remotes.iter().position(|remote| *remote == address) else {
@@ -170,7 +170,7 @@ struct L2 {
     mac: Option<Mac>,
 }
 
-fn l2(section: &mut Section<'_, '_>, kind: Option<TunnelKind>, remotes: Option<&[IpAddr]>) -> L2 {
+fn l2(section: &mut Section<'_>, kind: Option<TunnelKind>, remotes: Option<&[IpAddr]>) -> L2 {
     if let Some(kind) = kind.filter(|kind| !kind.is_l2()) {
         for key in ["learning", "fdb", "mac"].into_iter().filter(|key| section.has(key)) {
             section.fault(key, format!("only for \"vxlan\": {} carries IP and knows no MAC addresses", kind.as_str()));
@@ -193,7 +193,7 @@ fn l2(section: &mut Section<'_, '_>, kind: Option<TunnelKind>, remotes: Option<&
 }
 
 fn routes(
-    section: &mut Section<'_, '_>,
+    section: &mut Section<'_>,
     kind: Option<TunnelKind>,
     remotes: Option<&[IpAddr]>,
 ) -> Vec<(IpNet, RemoteIndex)> {
@@ -234,7 +234,7 @@ struct Outer {
     dscp: u8,
 }
 
-fn outer(section: &mut Section<'_, '_>, local: Option<IpAddr>) -> Outer {
+fn outer(section: &mut Section<'_>, local: Option<IpAddr>) -> Outer {
     let udp_checksum = section.optional("udp_checksum", boolean);
     let udp6_zero_checksum_rx = section.optional("udp6_zero_checksum_rx", boolean).unwrap_or(false);
     let udp6_zero_checksum_tx = section.optional("udp6_zero_checksum_tx", boolean).unwrap_or(false);
@@ -252,7 +252,7 @@ fn outer(section: &mut Section<'_, '_>, local: Option<IpAddr>) -> Outer {
     Outer { udp_checksum: udp_checksum.unwrap_or(false), udp6_zero_checksum_rx, udp6_zero_checksum_tx, dscp }
 }
 
-fn mtu(section: &mut Section<'_, '_>, addresses: &[IpNet]) -> Option<u16> {
+fn mtu(section: &mut Section<'_>, addresses: &[IpNet]) -> Option<u16> {
     let mtu = section.optional("mtu", |value| integer16(value, MIN_MTU..=u16::MAX, ""))?;
     if let Some(address) = addresses.iter().find(|address| address.addr().is_ipv6()).filter(|_| mtu < MIN_MTU_IPV6) {
         section.fault("mtu", format!("{mtu} is less than the {MIN_MTU_IPV6} that IPv6 needs, and {address} is IPv6"));

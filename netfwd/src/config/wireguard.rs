@@ -130,13 +130,13 @@ impl Peer {
 }
 
 /// The local address; all of them unless one is named.
-pub(super) fn local(section: &mut Section<'_, '_>) -> Option<IpAddr> {
+pub(super) fn local(section: &mut Section<'_>) -> Option<IpAddr> {
     let named = section.optional("local", unicast);
     if section.has("local") { named } else { Some(Ipv6Addr::UNSPECIFIED.into()) }
 }
 
 /// The keys of one tunnel. Key files lie where the configuration `file` does, unless they say otherwise.
-pub(super) fn wireguard(section: &mut Section<'_, '_>, file: &Path) -> Option<WireGuard> {
+pub(super) fn wireguard(section: &mut Section<'_>, file: &Path) -> Option<WireGuard> {
     let what = "a file with the private key, as `wg genkey` prints it";
     let private_key = section.required("private_key_file", what, |value| secret(value, file, PrivateKey::from_base64));
     if private_key.as_ref().is_some_and(PrivateKey::is_zero) {
@@ -149,7 +149,7 @@ pub(super) fn wireguard(section: &mut Section<'_, '_>, file: &Path) -> Option<Wi
 }
 
 /// All peers, or `None` if one of them is not complete.
-fn peers(section: &mut Section<'_, '_>, own: Option<PublicKey>, file: &Path) -> Option<Vec<Peer>> {
+fn peers(section: &mut Section<'_>, own: Option<PublicKey>, file: &Path) -> Option<Vec<Peer>> {
     let mut seen = Seen::default();
     let mut peers = Vec::new();
     let mut complete = true;
@@ -170,7 +170,7 @@ struct Seen {
     prefixes: HashMap<IpNet, usize>,
 }
 
-fn peer(entry: &mut Section<'_, '_>, seen: &mut Seen, own: Option<PublicKey>, file: &Path) -> Option<Peer> {
+fn peer(entry: &mut Section<'_>, seen: &mut Seen, own: Option<PublicKey>, file: &Path) -> Option<Peer> {
     let public_key = entry.required("public_key", "the peer's, as `wg pubkey` prints it", public_key);
     if let Some(first) = public_key.and_then(|key| seen.keys.insert(key, entry.line_of("public_key"))) {
         entry.fault("public_key", format!("already the peer of line {first}"));
@@ -188,7 +188,7 @@ fn peer(entry: &mut Section<'_, '_>, seen: &mut Seen, own: Option<PublicKey>, fi
     Some(Peer { public_key: public_key?, preshared_key, endpoint, allowed_ips, persistent_keepalive })
 }
 
-fn allowed_ips(entry: &mut Section<'_, '_>, seen: &mut Seen) -> Vec<IpNet> {
+fn allowed_ips(entry: &mut Section<'_>, seen: &mut Seen) -> Vec<IpNet> {
     let prefixes = entry.optional("allowed_ips", |value| list(value, "\"10.10.0.1/32\"", allowed_ip));
     let prefixes = prefixes.unwrap_or_default();
     let line = entry.line_of("allowed_ips");

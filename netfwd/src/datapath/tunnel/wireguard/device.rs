@@ -128,7 +128,7 @@ impl Device {
     pub fn apply(&self, update: &DeviceUpdate) {
         let mut config = self.config();
         if let Some(key) = &update.private_key {
-            self.set_key(&mut config, key.clone());
+            self.set_key(&mut config, key.clone().map(PrivateKey::clamped));
         }
         let changes_prefixes = update.replace_peers || update.peers.iter().any(PeerUpdate::changes_prefixes);
         if changes_prefixes {
@@ -363,20 +363,22 @@ impl State {
     fn apply(&mut self, update: &PeerUpdate) -> bool {
         if let Some(key) = &update.preshared_key {
             self.preshared_key = key.bytes().map(|_| key.clone());
-            if let Some(session) = &mut self.session {
-                session.set_preshared_key(key.bytes());
-            }
+            self.kept().for_each(|session| session.set_preshared_key(key.bytes()));
         }
         if let Some(remote) = update.endpoint {
             self.path = Some(Path::to(remote));
         }
-        if let Some(seconds) = update.persistent_keepalive {
+        // The same again, as `wg syncconf` says it, must not put off what is due: the library begins to count anew.
+        if let Some(seconds) = update.persistent_keepalive.filter(|seconds| *seconds != self.persistent_keepalive) {
             self.persistent_keepalive = seconds;
-            if let Some(session) = &mut self.session {
-                session.set_persistent_keepalive(Some(seconds));
-            }
+            self.kept().for_each(|session| session.set_persistent_keepalive(Some(seconds)));
         }
         self.persistent_keepalive != 0
+    }
+
+    /// What the library keeps of the peer, also while the device has no key.
+    fn kept(&mut self) -> impl Iterator<Item = &mut Session> {
+        self.session.iter_mut().chain(&mut self.dormant)
     }
 
     /// The device has another key, or none: no session outlives that. What the library keeps of the peer does, as in the kernel: it

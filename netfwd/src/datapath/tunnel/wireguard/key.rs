@@ -39,7 +39,7 @@ pub struct SecretKey<Kind> {
     kind: PhantomData<Kind>,
 }
 
-/// A device's own key (Curve25519, clamped where it is used).
+/// A device's own key (Curve25519).
 pub type PrivateKey = SecretKey<Private>;
 /// A key shared with one peer beforehand. All zeroes means none, on the wire as on the control socket.
 pub type PresharedKey = SecretKey<Preshared>;
@@ -134,6 +134,15 @@ impl PrivateKey {
         PublicKey(x25519::PublicKey::from(&self.secret()).to_bytes())
     }
 
+    /// The same key in the form in which curve arithmetic takes it, which is how devices of the kernel's and of wireguard-go show
+    /// it (`curve25519_clamp_secret`). `wg genkey` makes no others.
+    #[must_use]
+    pub fn clamped(mut self) -> Self {
+        self.bytes[0] &= 0b1111_1000;
+        self.bytes[KEY_LEN - 1] = self.bytes[KEY_LEN - 1] & 0b0111_1111 | 0b0100_0000;
+        self
+    }
+
     /// The key as the protocol library takes it.
     pub(super) fn secret(&self) -> x25519::StaticSecret {
         x25519::StaticSecret::from(**self.bytes)
@@ -219,6 +228,18 @@ mod tests {
         assert!(
             ![low(9), PrivateKey::from_base64(BASE64).unwrap().public_key()].iter().any(PublicKey::has_small_order)
         );
+    }
+
+    #[test]
+    fn a_clamped_key_is_the_same_key() {
+        for bytes in [[0xff; 32], [0; 32], std::array::from_fn(|at| (37 * at) as u8)] {
+            let key = PrivateKey::from_bytes(bytes);
+            let clamped = key.clone().clamped();
+            assert_eq!(clamped.public_key(), key.public_key());
+            assert_eq!(clamped.clone().clamped().to_hex(), clamped.to_hex());
+        }
+        let shown = PrivateKey::from_bytes([0xff; 32]).clamped().to_hex();
+        assert_eq!(shown.as_str(), format!("f8{}7f", "ff".repeat(30)));
     }
 
     #[test]

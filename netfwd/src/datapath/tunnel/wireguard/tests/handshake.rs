@@ -336,6 +336,26 @@ fn nor_does_it_after_the_key_was_taken_away_and_set_again() {
 }
 
 #[test]
+fn what_is_set_while_there_is_no_key_counts_once_there_is_one() {
+    let (mut a, mut b) = Host::connected();
+    let set = |key: Option<&PrivateKey>| {
+        b.device.apply(&DeviceUpdate { private_key: Some(key.cloned()), ..DeviceUpdate::default() });
+    };
+    set(None);
+    let change = |peer: &mut PeerUpdate| {
+        peer.preshared_key = Some(PresharedKey::from_bytes([7; 32]));
+        peer.persistent_keepalive = Some(25);
+    };
+    a.know(&b, change);
+    b.know(&a, change);
+    set(Some(&b.key));
+    b.tick();
+    assert_eq!(kinds(&b.wire), [MessageType::Initiation], "a keepalive is due");
+    b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
+}
+
+#[test]
 fn under_load_senders_must_prove_their_address_first() {
     let (mut a, mut b) = hurried_pair();
     b.is_loaded = true;
@@ -432,6 +452,10 @@ fn another_private_key_ends_all_sessions_and_the_same_one_none() {
         host.device.apply(&DeviceUpdate { private_key: Some(Some(key.clone())), ..DeviceUpdate::default() });
     };
     set(&b, &b.key);
+    // As the kernel shows it.
+    let shown = b.device.status().private_key.expect("a key");
+    assert_eq!(shown.to_hex(), b.key.clone().clamped().to_hex());
+    set(&b, &shown);
     a.send(inner(2), &packet(1, 2, b"same")).unwrap();
     assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"same")]);
 
@@ -564,6 +588,22 @@ fn a_keepalive_interval_needs_no_traffic() {
     take(&mut a);
     a.tick();
     assert_eq!(a.wire, []);
+}
+
+#[test]
+fn a_keepalive_interval_that_is_set_again_puts_off_no_keepalive() {
+    let (mut a, _) = Host::connected();
+    let b = Host::new(2).public_key();
+    let set = |a: &Host| a.update(PeerUpdate { persistent_keepalive: Some(1), ..PeerUpdate::new(b) });
+    set(&a);
+    a.tick();
+    assert_eq!(kinds(&take(&mut a)), [MessageType::Data], "the first one is due at once");
+    for _ in 0..4 {
+        sleep(Duration::from_millis(300));
+        a.tick();
+        set(&a);
+    }
+    assert_eq!(kinds(&a.wire), [MessageType::Data]);
 }
 
 /// As in the kernel (`keep_key_fresh`): else a session of nothing but keepalives would run out before there is another.

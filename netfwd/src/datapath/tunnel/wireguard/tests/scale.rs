@@ -118,3 +118,31 @@ fn a_peer_is_locked_once_per_batch() {
     assert_eq!(b.receive(&datagrams).len(), 200);
     assert_eq!(peer.locks.load(Ordering::Relaxed) - before, 1);
 }
+
+/// A TCP superframe of so many segments, as it is read from a TUN.
+fn frame(segments: usize) -> Vec<u8> {
+    const SEGMENT: u16 = 1_000;
+    let [high, low] = (40 + segments as u16 * SEGMENT).to_be_bytes();
+    let [size_low, size_high] = SEGMENT.to_le_bytes();
+    // NEEDS_CSUM, GSO_TCPV4, 40 bytes of headers, the checksum at 20 + 16.
+    let vnet = [1, 1, 40, 0, size_low, size_high, 20, 0, 16, 0];
+    let ip = [[0x45, 0, high, low], [0, 0, 0x40, 0], [64, 6, 0, 0], inner(1).octets(), inner(2).octets()].concat();
+    let tcp = [156, 64, 1, 187, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0];
+    [&vnet[..], &ip, &tcp, &vec![7; segments * usize::from(SEGMENT)]].concat()
+}
+
+#[test]
+fn a_peer_is_locked_once_per_superframe() {
+    let (mut a, b) = Host::connected();
+    let frame = frame(60);
+    let peer = a.device.peer(&b.public_key()).unwrap();
+    let before = peer.locks.load(Ordering::Relaxed);
+    let (mut runs, mut datagrams) = (0, 0);
+    let sealed = a.seal_for(inner(2), (0, Content::Superframe(&ends::superframe(&frame))), |run| {
+        runs += 1;
+        datagrams += run.datagrams;
+    });
+    assert_eq!((sealed.unwrap().datagrams, datagrams), (60, 60));
+    assert_eq!(peer.locks.load(Ordering::Relaxed) - before, 1);
+    assert_eq!(runs, 1, "sent with one call");
+}
