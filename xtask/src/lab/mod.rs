@@ -163,7 +163,8 @@ impl Lab {
         for (index, tunnel) in lab.options.tunnels.iter().enumerate() {
             match tunnel.kind {
                 TunnelKind::WireGuard(wireguard) => {
-                    let end = FarEnd::start(tunnel, wireguard, &lab.peer, &lab.directory, index == 0)?;
+                    let keys = Keys::generate(tunnel, wireguard, &lab.directory)?;
+                    let end = FarEnd::start(keys, tunnel, wireguard, &lab.peer, &lab.directory, index == 0)?;
                     lab.far_ends.push(end);
                 }
                 _ => tunnel.add_device(Side::Peer, &lab.peer, lab.options.underlay_mtu, index == 0)?,

@@ -107,7 +107,8 @@ impl Tunnel {
 }
 
 impl Keys {
-    fn generate(tunnel: &Tunnel, wireguard: WireGuard, directory: &Path) -> Result<Self> {
+    /// New ones, as files in that directory.
+    pub(super) fn generate(tunnel: &Tunnel, wireguard: WireGuard, directory: &Path) -> Result<Self> {
         let file = |kind: &str| directory.join(format!("{}.{kind}", tunnel.name));
         let preshared = wireguard.preshared.then(|| file("preshared"));
         if let Some(file) = &preshared {
@@ -188,17 +189,6 @@ fn interface(tunnel: &Tunnel, side: Side, family: Family) -> String {
 
 impl FarEnd {
     pub(super) fn start(
-        tunnel: &Tunnel,
-        wireguard: WireGuard,
-        peer: &Namespace,
-        directory: &Path,
-        with_lan: bool,
-    ) -> Result<Self> {
-        let keys = Keys::generate(tunnel, wireguard, directory)?;
-        Self::start_with(keys, tunnel, wireguard, peer, directory, with_lan)
-    }
-
-    fn start_with(
         keys: Keys,
         tunnel: &Tunnel,
         wireguard: WireGuard,
@@ -265,7 +255,7 @@ impl Lab {
             let index = self.options.tunnels.iter().position(|tunnel| tunnel.name == name).context("no such tunnel")?;
             let tunnel = &self.options.tunnels[index];
             if let super::TunnelKind::WireGuard(wireguard) = tunnel.kind {
-                let end = FarEnd::start_with(keys, tunnel, wireguard, &self.peer, &self.directory, index == 0)?;
+                let end = FarEnd::start(keys, tunnel, wireguard, &self.peer, &self.directory, index == 0)?;
                 self.far_ends.push(end);
             }
         }
