@@ -175,7 +175,8 @@ impl Device {
     }
 
     /// Makes sure that the peer, whose state is locked, has a session object, if there is a key to make one with and that of the
-    /// peer is good for something.
+    /// peer is good for something. It is the one that lay by without a key, where there is one: a key is in force before all
+    /// peers have heard of it.
     pub(super) fn with_session<'s>(&self, peer: &Peer, state: &'s mut State) -> Option<&'s mut Session> {
         if state.session.is_none() && !state.is_removed {
             if peer.public_key.has_small_order() {
@@ -183,8 +184,12 @@ impl Device {
             }
             let own = lock(&self.own);
             let identity = own.identity.as_deref()?;
-            state.session =
-                Some(Session::new(identity, peer.public_key, state, self.sessions.table(), own.timers.as_ref()));
+            if state.dormant.is_some() {
+                state.set_identity(identity, false);
+            } else {
+                let (indices, timers) = (self.sessions.table(), own.timers.as_ref());
+                state.session = Some(Session::new(identity, peer.public_key, state, indices, timers));
+            }
         }
         state.session.as_mut()
     }

@@ -1,6 +1,7 @@
 //! The state machine between two devices.
 
-use std::thread::sleep;
+use std::iter;
+use std::thread::{self, sleep};
 use std::time::Instant;
 
 use gotatun::noise::TimerParams;
@@ -333,6 +334,28 @@ fn nor_does_it_after_the_key_was_taken_away_and_set_again() {
 
     b.send(inner(1), &packet(2, 1, b"back")).unwrap();
     assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
+}
+
+#[test]
+fn nor_does_it_where_a_handshake_begins_before_the_peer_has_heard_of_the_key() {
+    let (mut a, mut b) = Host::pair();
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    assert_eq!(kinds(&take(&mut b)), [MessageType::Response]);
+    b.device.apply(&DeviceUpdate { private_key: Some(None), ..DeviceUpdate::default() });
+    let (device, peer) = (b.device.clone(), b.device.peer(&a.public_key()).unwrap());
+    let update = DeviceUpdate { private_key: Some(Some(b.key.clone())), ..DeviceUpdate::default() };
+    thread::scope(|scope| {
+        let mut state = peer.lock();
+        scope.spawn(|| device.apply(&update));
+        let published = iter::repeat_with(|| sleep(Duration::from_millis(1))).take(10_000);
+        assert!(published.map(|()| device.identity()).any(|identity| identity.is_some()));
+        assert!(device.with_session(&peer, &mut state).is_some());
+    });
+    b.receive(&initiation);
+    assert_eq!(take(&mut b), []);
+    assert_eq!(b.drops(Direction::Ingress, Stage::Handshake, DropReason::Replay), 1);
 }
 
 #[test]
