@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use gotatun::noise::TimerParams;
 use ipnet::IpNet;
@@ -27,6 +28,8 @@ use crate::datapath::packet::TunnelIndex;
 
 /// What the kernel's device has over IPv4 and IPv6 on Ethernet.
 const DEFAULT_MTU: u16 = 1420;
+/// A session is unusable that long after its handshake (REJECT_AFTER_TIME, whitepaper §6.1).
+const SESSION: Duration = Duration::from_secs(180);
 
 /// An endpoint with its peers. All methods take `&self`: workers, control socket and timers share it in an [`Arc`].
 pub struct Device {
@@ -147,6 +150,14 @@ impl Device {
             peers: config.peers.values().map(Entry::status).collect(),
             ..DeviceStatus::default()
         }
+    }
+
+    /// Whether there is such a peer, and no session with it that could be in use at `now`.
+    pub fn lacks_session(&self, public_key: &PublicKey, now: SystemTime) -> bool {
+        let Some(peer) = self.peer(public_key) else { return false };
+        let last_handshake = peer.lock().last_handshake;
+        // A clock that was set back tells nothing.
+        last_handshake.is_none_or(|time| now.duration_since(time).is_ok_and(|age| age >= SESSION))
     }
 
     /// How many peers there are.

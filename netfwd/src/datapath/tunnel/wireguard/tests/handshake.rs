@@ -2,7 +2,7 @@
 
 use std::iter;
 use std::thread::{self, sleep};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use gotatun::noise::TimerParams;
 
@@ -99,6 +99,19 @@ fn what_a_peer_cannot_keep_is_counted() {
         a.send(inner(2), &packet(1, 2, &[n])).unwrap();
     }
     assert_eq!(a.drops(Direction::Egress, Stage::Crypto, DropReason::QueueFull), 2);
+}
+
+#[test]
+fn a_peer_lacks_a_session_until_its_first_handshake_and_three_minutes_after_its_last() {
+    let (mut a, mut b) = Host::pair();
+    let (key, now, session) = (b.public_key(), SystemTime::now(), Duration::from_secs(180));
+    let lacks = |a: &Host, now| a.device.lacks_session(&key, now);
+    assert!(lacks(&a, now));
+    a.connect(&mut b);
+    let last = a.status(key).last_handshake.unwrap();
+    let times = [last, last + session / 2, last + session, last - session];
+    assert_eq!(times.map(|now| lacks(&a, now)), [false, false, true, false], "the clock may have been set back");
+    assert!(!a.device.lacks_session(&a.public_key(), now), "who is no peer lacks none");
 }
 
 #[test]
