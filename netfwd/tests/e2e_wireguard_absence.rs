@@ -94,6 +94,19 @@ fn a_name_is_asked_again_until_it_leads_to_the_peer() {
 }
 
 #[test]
+fn what_is_set_over_the_control_socket_holds_against_a_name() {
+    const NOWHERE: &str = "10.9.0.78";
+    let Some((rig, _hosts)) = named(ELSEWHERE) else { return };
+    assert!(wait_until(HANDSHAKE, || rig.is_believed_at(ELSEWHERE)), "{:?}", rig.believed());
+    let (tunnel, peer) = (rig.tunnel(), &rig.far_end().keys.peer.public);
+    let port = tunnel.endpoint(Side::Peer).port();
+    let set = format!("wg set {} peer {peer} endpoint {NOWHERE}:{port}", tunnel.name);
+    rig.lab.gateway.exec(&set).expect("an endpoint");
+    assert!(!wait_until(FOUND_AGAIN, || !rig.is_believed_at(NOWHERE)), "{:?}", rig.believed());
+    rig.stop();
+}
+
+#[test]
 fn slow_a_peer_that_comes_back_elsewhere_is_found_by_its_name() {
     let Some((rig, hosts)) = named("10.9.0.1") else { return };
     assert!(rig.answers(Side::Gateway, FOUND_AGAIN), "{:?}", rig.believed());

@@ -4,8 +4,9 @@
 //! that change over to another port; changes of one interface follow each other all the same.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
@@ -14,12 +15,13 @@ use super::uapi::Configurable;
 use super::uapi::server::{self, Place, SocketError, SocketFile};
 use super::{Control, StopNotice};
 use crate::config;
-use crate::datapath::tunnel::wireguard::{DeviceStatus, DeviceUpdate};
+use crate::datapath::tunnel::wireguard::{DeviceStatus, DeviceUpdate, PeerUpdate, PublicKey};
 use crate::wireguard::Interface;
+use crate::wireguard::interface::Former;
 
 mod names;
 
-use names::Names;
+use names::{Followed, Names};
 
 /// How often somebody looks whether the socket is still there.
 const LOOK: Duration = Duration::from_millis(250);
@@ -43,24 +45,38 @@ pub struct Attached {
     _socket: SocketFile,
 }
 
-/// An interface that is changed by one after the other, each to the end.
+/// An interface that is changed by one after the other, each to the end: by the operator, who has the last word, and by names.
 struct Changeable {
     interface: Arc<Interface>,
-    turn: Mutex<()>,
+    turn: Mutex<Followed>,
 }
 
 impl Changeable {
-    fn new(interface: Arc<Interface>) -> Arc<Self> {
-        Arc::new(Self { interface, turn: Mutex::default() })
+    fn new(interface: Arc<Interface>, followed: Followed) -> Arc<Self> {
+        Arc::new(Self { interface, turn: Mutex::new(followed) })
+    }
+
+    /// Leads to where a peer's name says it is, unless the operator has said something else or the peer has a session by now.
+    async fn lead(&self, public_key: PublicKey, endpoint: SocketAddr) -> io::Result<()> {
+        let followed = self.turn.lock().await;
+        if followed.has(&public_key) && self.interface.device().lacks_session(&public_key, SystemTime::now()) {
+            let peer = PeerUpdate { update_only: true, endpoint: Some(endpoint), ..PeerUpdate::new(public_key) };
+            self.change(&DeviceUpdate { peers: vec![peer], ..DeviceUpdate::default() })?;
+        }
+        Ok(())
+    }
+
+    fn change(&self, update: &DeviceUpdate) -> io::Result<Former> {
+        self.interface.apply(update).map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }
 }
 
 impl Configurable for Changeable {
     /// What comes next may want the port of before, so this waits until workers have given it up.
     async fn apply(&self, update: &DeviceUpdate) -> io::Result<()> {
-        let _turn = self.turn.lock().await;
-        let changed = self.interface.apply(update);
-        let former = changed.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        let mut followed = self.turn.lock().await;
+        let former = self.change(update)?;
+        followed.heed(update);
         let deadline = Instant::now() + CHANGEOVER;
         while !former.is_given_up() && Instant::now() < deadline {
             sleep(CHANGEOVER_LOOK).await;
@@ -91,9 +107,9 @@ pub fn attach(
     let name = &tunnel.name;
     let (socket, listener) = SocketFile::create(name)?;
     let runtime = control.runtime();
-    let interface = Changeable::new(interface.clone());
-    runtime.spawn(server::serve(listener, name.clone(), interface.clone()));
     let names = Names::of(tunnel);
+    let interface = Changeable::new(interface.clone(), names.followed());
+    runtime.spawn(server::serve(listener, name.clone(), interface.clone()));
     if !names.is_empty() {
         runtime.spawn(names.follow(interface));
     }
@@ -131,7 +147,7 @@ mod tests {
 
     /// The control thread's sockets: metrics, and that of the interface.
     async fn serve(metrics: TcpListener, control: std::os::unix::net::UnixListener, interface: Interface) {
-        let interface = Changeable::new(Arc::new(interface));
+        let interface = Changeable::new(Arc::new(interface), Followed::default());
         let table = Metrics::new(&ForwardingTable::default());
         tokio::select! {
             served = http::serve(metrics, table, Arc::<Health>::default()) => served.expect("a listener"),

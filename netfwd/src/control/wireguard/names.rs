@@ -5,39 +5,51 @@
 //! session.
 //!
 //! Invariants: a peer with a session is left alone, since it may have roamed to where no name leads; one that was removed
-//! over the control socket does not come back; lookups at a time are bounded, and their answers are waited for only so long.
+//! over the control socket does not come back; a place that was set there holds, and its peer's name is not followed any more.
+//! Both are asked about again when the answer has come.
+//!
+//! What bounds there are: [`LOOKUPS`] of an interface at a time, each on a thread that it occupies until the C library has an
+//! answer or gives up (`timeout` and `attempts` in `resolv.conf`; 10 seconds with one server). All others wait for any of them
+//! to end, those that took long the last time behind the rest. So a name that was answered promptly before waits for one
+//! place, and one that has never been asked about for its turn: 26 minutes where ten thousand before it have no answer.
 
+use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, interval};
 use tracing::{debug, info};
 
+use super::Changeable;
 use crate::config::{self, HostName};
-use crate::control::uapi::Configurable;
-use crate::datapath::tunnel::wireguard::{DeviceStatus, DeviceUpdate, PeerUpdate, PublicKey};
+use crate::datapath::tunnel::wireguard::{DeviceUpdate, PublicKey};
 
-/// A session is unusable that long after its handshake (WireGuard's REJECT_AFTER_TIME).
-const SESSION: Duration = Duration::from_secs(180);
 /// The interval between the first two lookups of a name; the next ones double.
 const FIRST: Duration = Duration::from_secs(5);
 /// The longest one.
 const LONGEST: Duration = Duration::from_secs(300);
 /// How often peers are looked at.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Who takes longer to answer lets others go first, the next time.
+const PROMPT: Duration = Duration::from_secs(1);
 /// Lookups at a time; each occupies a thread.
-const LOOKUPS: usize = 8;
+const LOOKUPS: usize = 64;
+
+/// Asks for the addresses of a host, and waits for as long as that takes.
+type Resolve = fn(&HostName) -> io::Result<Vec<SocketAddr>>;
+
+/// Names in want of a lookup, by index: first those that are answered promptly, then whoever has waited longest.
+type Waiting = BTreeSet<(bool, Instant, usize)>;
 
 /// The names of one interface's peers.
 pub(super) struct Names {
     interface: String,
     local: IpAddr,
     peers: Vec<Named>,
+    resolve: Resolve,
 }
 
 /// A peer whose endpoint is a name.
@@ -45,50 +57,112 @@ struct Named {
     key: PublicKey,
     name: HostName,
     interval: Duration,
-    due: Instant,
+    /// When its peer is looked at next; `None` while a lookup is awaited, or when there will be none any more.
+    due: Option<Instant>,
     lookups: usize,
+    is_slow: bool,
 }
+
+/// What came of a lookup.
+struct Answer {
+    index: usize,
+    addresses: io::Result<Vec<SocketAddr>>,
+    is_slow: bool,
+}
+
+/// The peers that are where their names say: all that are configured with one, until the operator says something else.
+#[derive(Default)]
+pub(super) struct Followed(HashSet<PublicKey>);
 
 impl Names {
     /// Those that a tunnel is configured with.
     pub(super) fn of(tunnel: &config::Tunnel) -> Self {
-        let due = Instant::now();
-        let named = |(key, name): (_, &HostName)| Named { key, name: name.clone(), interval: FIRST, due, lookups: 0 };
-        let peers = tunnel.wireguard().into_iter().flat_map(|wireguard| wireguard.names()).map(named).collect();
-        Self { interface: tunnel.name.clone(), local: tunnel.local, peers }
+        let named = tunnel.wireguard().into_iter().flat_map(|wireguard| wireguard.names());
+        let peers = named.map(|(key, name)| Named::new(key, name.clone())).collect();
+        Self { interface: tunnel.name.clone(), local: tunnel.local, peers, resolve }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.peers.is_empty()
     }
 
+    pub(super) fn followed(&self) -> Followed {
+        Followed(self.peers.iter().map(|named| named.key).collect())
+    }
+
     /// Resolves them again and again, until it is dropped.
-    pub(super) async fn follow<D: Configurable>(mut self, device: Arc<D>) {
+    pub(super) async fn follow(mut self, device: Arc<Changeable>) {
+        let (mut looks, mut waiting, mut lookups) = (interval(LOOK), Waiting::new(), JoinSet::new());
         loop {
-            let now = Instant::now();
-            if self.peers.iter().any(|named| named.due <= now) {
-                let status = device.status();
-                let due = self.peers.iter_mut().filter_map(|named| named.needs_lookup(&status, now).then_some(named));
-                let mut due: Vec<_> = due.collect();
-                for some in due.chunks_mut(LOOKUPS) {
-                    look_up(&self.interface, self.local, some, device.as_ref()).await;
-                }
+            tokio::select! {
+                _ = looks.tick() => self.look(&device, &mut waiting).await,
+                Some(Ok(answer)) = lookups.join_next() => self.take(answer, &device).await,
             }
-            sleep(LOOK).await;
+            while lookups.len() < LOOKUPS
+                && let Some((.., index)) = waiting.pop_first()
+            {
+                lookups.spawn_blocking(self.lookup(index));
+            }
         }
+    }
+
+    /// Adds those that are due and whose peers have no session to `waiting`.
+    async fn look(&mut self, device: &Changeable, waiting: &mut Waiting) {
+        let (now, time) = (Instant::now(), SystemTime::now());
+        let followed = device.turn.lock().await;
+        for (index, named) in self.peers.iter_mut().enumerate() {
+            let Some(due) = named.due.take_if(|due| *due <= now) else { continue };
+            if !followed.has(&named.key) {
+                continue;
+            }
+            if device.interface.device().lacks_session(&named.key, time) {
+                waiting.insert((named.is_slow, due, index));
+            } else {
+                named.rest(now);
+            }
+        }
+    }
+
+    fn lookup(&self, index: usize) -> impl FnOnce() -> Answer + Send + use<> {
+        let (resolve, name, begin) = (self.resolve, self.peers[index].name.clone(), Instant::now());
+        move || {
+            let addresses = resolve(&name);
+            Answer { index, addresses, is_slow: begin.elapsed() > PROMPT }
+        }
+    }
+
+    async fn take(&mut self, answer: Answer, device: &Changeable) {
+        let Self { interface, local, peers, .. } = self;
+        let named = &mut peers[answer.index];
+        named.is_slow = answer.is_slow;
+        let addresses = answer.addresses.and_then(|addresses| usable(addresses, *local)).unwrap_or_else(|error| {
+            info!("tunnel {interface}: {}: {error}", named.name);
+            Vec::new()
+        });
+        if let Some(endpoint) = named.choose(&addresses) {
+            debug!("tunnel {interface}: {} is {endpoint}", named.name);
+            if let Err(error) = device.lead(named.key, endpoint).await {
+                info!("tunnel {interface}: {}: {error}", named.name);
+            }
+        }
+        named.wait(Instant::now());
     }
 }
 
 impl Named {
-    /// Whether it is to be resolved now; when it is asked about next.
-    fn needs_lookup(&mut self, status: &DeviceStatus, now: Instant) -> bool {
-        if self.due > now {
-            return false;
-        }
-        let needed = !has_session(status, self.key, SystemTime::now());
-        self.interval = if needed && self.lookups > 0 { (self.interval * 2).min(LONGEST) } else { FIRST };
-        self.due = now + self.interval;
-        needed
+    fn new(key: PublicKey, name: HostName) -> Self {
+        Self { key, name, interval: FIRST, due: Some(Instant::now()), lookups: 0, is_slow: false }
+    }
+
+    /// The next lookup comes later than this one did.
+    fn wait(&mut self, now: Instant) {
+        self.due = Some(now + self.interval);
+        self.interval = (self.interval * 2).min(LONGEST);
+    }
+
+    /// The peer has a session. Lookups begin anew when it has lost that.
+    fn rest(&mut self, now: Instant) {
+        (self.due, self.interval) = (Some(now + FIRST), FIRST);
     }
 
     /// One of the name's addresses, another one at each lookup: not all of them need answer.
@@ -99,117 +173,32 @@ impl Named {
     }
 }
 
-/// Whether the peer has a session; one that is gone needs nothing either.
-fn has_session(status: &DeviceStatus, key: PublicKey, now: SystemTime) -> bool {
-    let Some(peer) = status.peers.iter().find(|peer| peer.public_key == key) else { return true };
-    let age = peer.last_handshake.map(|time| now.duration_since(time).unwrap_or_default());
-    age.is_some_and(|age| age < SESSION)
-}
-
-async fn look_up<D: Configurable>(interface: &str, local: IpAddr, names: &mut [&mut Named], device: &D) {
-    let mut lookups = JoinSet::new();
-    for (index, named) in names.iter().enumerate() {
-        let HostName { host, port } = named.name.clone();
-        lookups.spawn(async move { (index, resolve(&host, port, local).await) });
+impl Followed {
+    pub(super) fn has(&self, key: &PublicKey) -> bool {
+        self.0.contains(key)
     }
-    while let Some(Ok((index, answer))) = lookups.join_next().await {
-        let named = &mut names[index];
-        let addresses = answer.unwrap_or_else(|error| {
-            info!("tunnel {interface}: {}: {error}", named.name);
-            Vec::new()
-        });
-        let Some(endpoint) = named.choose(&addresses) else { continue };
-        debug!("tunnel {interface}: {} is {endpoint}", named.name);
-        let peer = PeerUpdate { update_only: true, endpoint: Some(endpoint), ..PeerUpdate::new(named.key) };
-        if let Err(error) = device.apply(&DeviceUpdate { peers: vec![peer], ..DeviceUpdate::default() }).await {
-            info!("tunnel {interface}: {}: {error}", named.name);
+
+    /// The operator says where peers are, or that there are none: who is made again is another peer than the configured one.
+    pub(super) fn heed(&mut self, update: &DeviceUpdate) {
+        if update.replace_peers {
+            self.0.clear();
+        }
+        for peer in update.peers.iter().filter(|peer| peer.remove || peer.endpoint.is_some()) {
+            self.0.remove(&peer.public_key);
         }
     }
 }
 
-async fn resolve(host: &str, port: u16, local: IpAddr) -> io::Result<Vec<SocketAddr>> {
-    let answer = timeout(PATIENCE, tokio::net::lookup_host((host, port))).await??;
-    usable(answer, local)
+fn resolve(HostName { host, port }: &HostName) -> io::Result<Vec<SocketAddr>> {
+    Ok((host.as_str(), *port).to_socket_addrs()?.collect())
 }
 
 /// Those addresses that can be reached from `local`, each once.
-fn usable(answer: impl Iterator<Item = SocketAddr>, local: IpAddr) -> io::Result<Vec<SocketAddr>> {
-    let mut addresses: Vec<_> =
-        answer.filter(|address| local.is_unspecified() || address.is_ipv4() == local.is_ipv4()).collect();
+fn usable(mut addresses: Vec<SocketAddr>, local: IpAddr) -> io::Result<Vec<SocketAddr>> {
+    addresses.retain(|address| local.is_unspecified() || address.is_ipv4() == local.is_ipv4());
     addresses.dedup();
     if addresses.is_empty() { Err(io::Error::other("the name has no address of our family")) } else { Ok(addresses) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::datapath::tunnel::wireguard::PeerStatus;
-
-    const KEY: PublicKey = PublicKey([7; 32]);
-
-    fn named() -> Named {
-        let name = HostName { host: "vpn.example.org".to_owned(), port: 51820 };
-        Named { key: KEY, name, interval: FIRST, due: Instant::now(), lookups: 0 }
-    }
-
-    fn status(last_handshake: Option<SystemTime>) -> DeviceStatus {
-        let peer = PeerStatus {
-            public_key: KEY,
-            preshared_key: None,
-            endpoint: None,
-            persistent_keepalive: 0,
-            allowed_ips: Vec::new(),
-            last_handshake,
-            receive_bytes: 0,
-            transmit_bytes: 0,
-        };
-        DeviceStatus { peers: vec![peer], ..DeviceStatus::default() }
-    }
-
-    #[test]
-    fn a_peer_with_a_session_and_one_that_is_gone_are_left_alone() {
-        let now = SystemTime::now();
-        assert!(!has_session(&status(None), KEY, now));
-        assert!(!has_session(&status(Some(now - SESSION)), KEY, now));
-        assert!(has_session(&status(Some(now - SESSION / 2)), KEY, now));
-        // The clock was set back meanwhile.
-        assert!(has_session(&status(Some(now + SESSION)), KEY, now));
-        assert!(has_session(&DeviceStatus::default(), KEY, now));
-    }
-
-    #[test]
-    fn lookups_become_rarer_up_to_a_bound_until_there_is_a_session() {
-        let mut named = named();
-        let mut now = named.due;
-        let mut intervals = Vec::new();
-        for _ in 0..9 {
-            assert!(named.needs_lookup(&status(None), now));
-            assert!(!named.needs_lookup(&status(None), now), "once when it is due");
-            named.choose(&[]);
-            intervals.push((named.due - now).as_secs());
-            now = named.due;
-        }
-        assert_eq!(intervals, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
-        assert!(!named.needs_lookup(&status(Some(SystemTime::now())), now));
-        assert_eq!(named.due - now, FIRST);
-    }
-
-    #[test]
-    fn addresses_of_the_family_that_we_have_not_are_left_out() {
-        let [v4, v6]: [SocketAddr; 2] =
-            ["192.0.2.1:1", "[2001:db8::1]:1"].map(|text| text.parse().expect("an address"));
-        let from = |local: &str| usable([v4, v4, v6].into_iter(), local.parse().expect("an address")).expect("some");
-        assert_eq!((from("::"), from("10.9.0.2"), from("fd00::1")), (vec![v4, v6], vec![v4], vec![v6]));
-        assert!(usable([v6].into_iter(), [10, 9, 0, 2].into()).is_err());
-    }
-
-    #[test]
-    fn all_addresses_of_a_name_get_their_turn() {
-        let addresses: Vec<SocketAddr> =
-            ["192.0.2.1:1", "[2001:db8::1]:1"].map(|text| text.parse().expect("an address")).into();
-        let mut named = named();
-        let choices: Vec<_> = (0..3).map(|_| named.choose(&addresses)).collect();
-        assert_eq!(choices, [Some(addresses[0]), Some(addresses[1]), Some(addresses[0])]);
-        assert_eq!(named.choose(&[]), None);
-    }
-}
+mod tests;

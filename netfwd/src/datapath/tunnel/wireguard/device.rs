@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use gotatun::noise::TimerParams;
 use ipnet::IpNet;
@@ -27,6 +28,8 @@ use crate::datapath::packet::TunnelIndex;
 
 /// What the kernel's device has over IPv4 and IPv6 on Ethernet.
 const DEFAULT_MTU: u16 = 1420;
+/// A session is unusable that long after its handshake (REJECT_AFTER_TIME, whitepaper §6.1).
+const SESSION: Duration = Duration::from_secs(180);
 
 /// An endpoint with its peers. All methods take `&self`: workers, control socket and timers share it in an [`Arc`].
 pub struct Device {
@@ -149,6 +152,14 @@ impl Device {
         }
     }
 
+    /// Whether there is such a peer, and no session with it that could be in use at `now`.
+    pub fn lacks_session(&self, public_key: &PublicKey, now: SystemTime) -> bool {
+        let Some(peer) = self.peer(public_key) else { return false };
+        let last_handshake = peer.lock().last_handshake;
+        // A clock that was set back tells nothing.
+        last_handshake.is_none_or(|time| now.duration_since(time).is_ok_and(|age| age >= SESSION))
+    }
+
     /// How many peers there are.
     pub fn peer_counts(&self) -> PeerCounts {
         PeerCounts { configured: self.config().peers.len(), active: self.active().len() }
@@ -175,7 +186,8 @@ impl Device {
     }
 
     /// Makes sure that the peer, whose state is locked, has a session object, if there is a key to make one with and that of the
-    /// peer is good for something.
+    /// peer is good for something. It is the one that lay by without a key, where there is one: a key is in force before all
+    /// peers have heard of it.
     pub(super) fn with_session<'s>(&self, peer: &Peer, state: &'s mut State) -> Option<&'s mut Session> {
         if state.session.is_none() && !state.is_removed {
             if peer.public_key.has_small_order() {
@@ -183,8 +195,12 @@ impl Device {
             }
             let own = lock(&self.own);
             let identity = own.identity.as_deref()?;
-            state.session =
-                Some(Session::new(identity, peer.public_key, state, self.sessions.table(), own.timers.as_ref()));
+            if state.dormant.is_some() {
+                state.set_identity(identity, false);
+            } else {
+                let (indices, timers) = (self.sessions.table(), own.timers.as_ref());
+                state.session = Some(Session::new(identity, peer.public_key, state, indices, timers));
+            }
         }
         state.session.as_mut()
     }

@@ -1,7 +1,8 @@
 //! The state machine between two devices.
 
-use std::thread::sleep;
-use std::time::Instant;
+use std::iter;
+use std::thread::{self, sleep};
+use std::time::{Instant, SystemTime};
 
 use gotatun::noise::TimerParams;
 
@@ -98,6 +99,19 @@ fn what_a_peer_cannot_keep_is_counted() {
         a.send(inner(2), &packet(1, 2, &[n])).unwrap();
     }
     assert_eq!(a.drops(Direction::Egress, Stage::Crypto, DropReason::QueueFull), 2);
+}
+
+#[test]
+fn a_peer_lacks_a_session_until_its_first_handshake_and_three_minutes_after_its_last() {
+    let (mut a, mut b) = Host::pair();
+    let (key, now, session) = (b.public_key(), SystemTime::now(), Duration::from_secs(180));
+    let lacks = |a: &Host, now| a.device.lacks_session(&key, now);
+    assert!(lacks(&a, now));
+    a.connect(&mut b);
+    let last = a.status(key).last_handshake.unwrap();
+    let times = [last, last + session / 2, last + session, last - session];
+    assert_eq!(times.map(|now| lacks(&a, now)), [false, false, true, false], "the clock may have been set back");
+    assert!(!a.device.lacks_session(&a.public_key(), now), "who is no peer lacks none");
 }
 
 #[test]
@@ -333,6 +347,28 @@ fn nor_does_it_after_the_key_was_taken_away_and_set_again() {
 
     b.send(inner(1), &packet(2, 1, b"back")).unwrap();
     assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
+}
+
+#[test]
+fn nor_does_it_where_a_handshake_begins_before_the_peer_has_heard_of_the_key() {
+    let (mut a, mut b) = Host::pair();
+    a.send(inner(2), &packet(1, 2, b"hello")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    assert_eq!(kinds(&take(&mut b)), [MessageType::Response]);
+    b.device.apply(&DeviceUpdate { private_key: Some(None), ..DeviceUpdate::default() });
+    let (device, peer) = (b.device.clone(), b.device.peer(&a.public_key()).unwrap());
+    let update = DeviceUpdate { private_key: Some(Some(b.key.clone())), ..DeviceUpdate::default() };
+    thread::scope(|scope| {
+        let mut state = peer.lock();
+        scope.spawn(|| device.apply(&update));
+        let published = iter::repeat_with(|| sleep(Duration::from_millis(1))).take(10_000);
+        assert!(published.map(|()| device.identity()).any(|identity| identity.is_some()));
+        assert!(device.with_session(&peer, &mut state).is_some());
+    });
+    b.receive(&initiation);
+    assert_eq!(take(&mut b), []);
+    assert_eq!(b.drops(Direction::Ingress, Stage::Handshake, DropReason::Replay), 1);
 }
 
 #[test]
