@@ -12,11 +12,11 @@ const LEAST_COALESCING: f64 = 5.0;
 fn one_tcp_flow_each_way_arrives_intact_through_af_xdp_and_coalesced() {
     let Some(rig) = Rig::start(Options::default()) else { return };
     let order = rig.watch_order();
-    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 1, 40_000_000));
-    let segments = 40_000_000.0 / 1450.0;
+    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 1, scaled(40_000_000)));
+    let segments = scaled(40_000_000) as f64 / 1450.0;
     assert!(growth.redirected() >= segments, "{} packets came through AF_XDP", growth.redirected());
     assert!(growth.coalescing("tcp") >= LEAST_COALESCING, "{} packets a frame", growth.coalescing("tcp"));
-    let ((), growth) = rig.during(|| rig.tcp_out(Family::V4, 1, 40_000_000));
+    let ((), growth) = rig.during(|| rig.tcp_out(Family::V4, 1, scaled(40_000_000)));
     let cut = growth.of("netfwd_tso_output_packets_total", &[("proto", "tcp")]);
     let read = growth.of("netfwd_tun_read_frames_total", &[]);
     assert!(cut / read >= LEAST_COALESCING, "{cut} segments from {read} frames");
@@ -29,10 +29,14 @@ fn one_tcp_flow_each_way_arrives_intact_through_af_xdp_and_coalesced() {
 fn eight_tcp_flows_each_way_arrive_intact_through_af_xdp_and_coalesced() {
     let Some(rig) = Rig::start(Options::default()) else { return };
     let order = rig.watch_order();
-    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 8, 5_000_000));
-    assert!(growth.redirected() >= 40_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
+    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 8, scaled(5_000_000)));
+    assert!(
+        growth.redirected() >= scaled(40_000_000) as f64 / 1450.0,
+        "{} packets came through AF_XDP",
+        growth.redirected()
+    );
     assert!(growth.coalescing("tcp") > 2.0, "{} packets a frame", growth.coalescing("tcp"));
-    rig.tcp_out(Family::V4, 8, 5_000_000);
+    rig.tcp_out(Family::V4, 8, scaled(5_000_000));
     rig.assert_in_order(order);
     rig.assert_nothing_lost();
     rig.stop();
@@ -43,8 +47,8 @@ fn tcp_in_both_directions_at_once_arrives_intact() {
     let Some(rig) = Rig::start(Options { queues: 2, ..Options::default() }) else { return };
     let order = rig.watch_order();
     std::thread::scope(|scope| {
-        scope.spawn(|| rig.tcp_in(Family::V4, 4, 5_000_000));
-        scope.spawn(|| rig.tcp_out(Family::V6, 4, 5_000_000));
+        scope.spawn(|| rig.tcp_in(Family::V4, 4, scaled(5_000_000)));
+        scope.spawn(|| rig.tcp_out(Family::V6, 4, scaled(5_000_000)));
     });
     rig.assert_in_order(order);
     rig.assert_nothing_lost();
@@ -54,10 +58,10 @@ fn tcp_in_both_directions_at_once_arrives_intact() {
 #[test]
 fn udp_of_equal_sizes_arrives_whole_in_order_and_coalesced() {
     let Some(rig) = Rig::start(Options::default()) else { return };
-    let ((), growth) = rig.during(|| rig.udp_in(Family::V4, equal(), 10_000));
-    assert!(growth.redirected() >= 10_000.0, "{} packets came through AF_XDP", growth.redirected());
+    let ((), growth) = rig.during(|| rig.udp_in(Family::V4, equal(), scaled(10_000)));
+    assert!(growth.redirected() >= scaled(10_000) as f64, "{} packets came through AF_XDP", growth.redirected());
     assert!(growth.coalescing("udp") >= LEAST_COALESCING, "{} packets a frame", growth.coalescing("udp"));
-    rig.udp_out(Family::V4, equal(), 10_000);
+    rig.udp_out(Family::V4, equal(), scaled(10_000));
     rig.assert_nothing_lost();
     rig.stop();
 }
@@ -66,8 +70,8 @@ fn udp_of_equal_sizes_arrives_whole_in_order_and_coalesced() {
 fn udp_of_mixed_sizes_arrives_whole_and_in_order() {
     let Some(rig) = Rig::start(Options::default()) else { return };
     for family in FAMILIES {
-        rig.udp_in(family, mixed(), 6_000);
-        rig.udp_out(family, mixed(), 6_000);
+        rig.udp_in(family, mixed(), scaled(6_000));
+        rig.udp_out(family, mixed(), scaled(6_000));
     }
     rig.assert_nothing_lost();
     rig.stop();

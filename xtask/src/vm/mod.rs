@@ -109,7 +109,9 @@ pub fn perform(arguments: Arguments) -> Result<()> {
 pub fn test(kernels: &[&str], extent: Extent, names: &[String]) -> Result<Totals> {
     setup()?;
     let built = selection::build(extent, names)?;
-    selection::omissions(extent, names).for_each(|line| eprintln!("vm: {line}"));
+    for series in kernels {
+        selection::omissions(series, extent, names).iter().for_each(|line| println!("{series:>5} │ {line}"));
+    }
     let plan = |series| Ok((series, selection::plan(&built, series, extent, names)?));
     let plans = kernels.iter().copied().map(plan).collect::<Result<Vec<_>>>()?;
     let plans: Vec<_> = plans.into_iter().filter(|(_, plan)| !plan.steps.is_empty()).collect();

@@ -135,10 +135,13 @@ fn programs(extent: Extent, words: &[String]) -> Vec<&'static str> {
     if words.iter().all(of_programs) { all.into_iter().filter(|name| wants(words, name)).collect() } else { all }
 }
 
-/// Tests that are left out of programs that are run otherwise as a whole, in lines for a reader.
-pub fn omissions(extent: Extent, words: &[String]) -> impl Iterator<Item = String> {
-    let programs = programs(extent, words);
-    whole(extent).iter().filter(move |program| programs.contains(&program.name)).flat_map(Whole::omissions)
+/// What is left out on a kernel where everything is asked for, and why, in lines for a reader.
+pub fn omissions(series: &str, extent: Extent, words: &[String]) -> Vec<String> {
+    let (programs, kernel) = (programs(extent, words), numbers(series));
+    let of_whole = whole(extent).iter().filter(|program| programs.contains(&program.name));
+    let of_whole = of_whole.flat_map(|program| program.omissions(&kernel));
+    let everything = extent == Extent::All && words.is_empty();
+    of_whole.chain(whole::programs_left_out().filter(|_| everything)).collect()
 }
 
 fn whole(extent: Extent) -> &'static [Whole] {
@@ -163,7 +166,7 @@ pub fn plan(built: &Built, series: &str, extent: Extent, words: &[String]) -> Re
     }
     for program in whole(extent) {
         if let Some(path) = built.path(program.name) {
-            steps.extend(program.step(path, words)?);
+            steps.extend(program.step(path, &kernel, words)?);
         }
     }
     let programs = steps.iter().map(|step| step.program.clone()).chain([built.daemon.clone()]).collect();
