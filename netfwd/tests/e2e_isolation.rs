@@ -141,7 +141,7 @@ fn two_tunnels_with_the_same_inner_addresses_and_ports_stay_apart() {
         lines.iter().for_each(|line| assert!(line.sender.send(&line.datagram(0)).is_ok()));
         lines.iter().for_each(|line| assert_eq!(awaited(&line.receiver, 1), [line.datagram(0)]));
         let ((), growth) = rig.during(|| in_turn(rig, &lines));
-        assert!(growth.coalescing("udp") >= 10.0, "{} packets a frame", growth.coalescing("udp"));
+        rig.assert_udp_coalesced(&growth, 10.0);
     }
     twins.rig.assert_nothing_lost();
 }

@@ -2,11 +2,20 @@
 
 mod e2e;
 
-use e2e::{FAMILIES, Rig, equal, mixed, scaled};
+use e2e::{FAMILIES, Growth, Rig, equal, mixed, scaled};
 use xtask::lab::{Family, Options, Tunnel};
+use xtask::machine::slowness;
 
-/// Far below the 25 that the benchmark asks of the optimized daemon on a quiet machine, and far above chance.
+/// Inner packets in a frame: far below the 25 that the benchmark asks of the optimized daemon on a quiet machine, and far above
+/// chance.
 const LEAST_COALESCING: f64 = 5.0;
+/// The same under emulation, where a packet takes its sender so long that few are there at once.
+const LEAST_EMULATED: f64 = 1.25;
+
+fn assert_tcp_coalesced(growth: &Growth, least: f64) {
+    let (least, coalescing) = (if slowness() > 1.0 { LEAST_EMULATED } else { least }, growth.coalescing("tcp"));
+    assert!(coalescing >= least, "{coalescing} packets a frame");
+}
 
 #[test]
 fn one_tcp_flow_each_way_arrives_intact_through_af_xdp_and_coalesced() {
@@ -15,7 +24,7 @@ fn one_tcp_flow_each_way_arrives_intact_through_af_xdp_and_coalesced() {
     let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 1, scaled(40_000_000)));
     let segments = scaled(40_000_000) as f64 / 1450.0;
     assert!(growth.redirected() >= segments, "{} packets came through AF_XDP", growth.redirected());
-    assert!(growth.coalescing("tcp") >= LEAST_COALESCING, "{} packets a frame", growth.coalescing("tcp"));
+    assert_tcp_coalesced(&growth, LEAST_COALESCING);
     let ((), growth) = rig.during(|| rig.tcp_out(Family::V4, 1, scaled(40_000_000)));
     let cut = growth.of("netfwd_tso_output_packets_total", &[("proto", "tcp")]);
     let read = growth.of("netfwd_tun_read_frames_total", &[]);
@@ -35,7 +44,7 @@ fn eight_tcp_flows_each_way_arrive_intact_through_af_xdp_and_coalesced() {
         "{} packets came through AF_XDP",
         growth.redirected()
     );
-    assert!(growth.coalescing("tcp") > 2.0, "{} packets a frame", growth.coalescing("tcp"));
+    assert_tcp_coalesced(&growth, 2.0);
     rig.tcp_out(Family::V4, 8, scaled(5_000_000));
     rig.assert_in_order(order);
     rig.assert_nothing_lost();
@@ -60,7 +69,7 @@ fn udp_of_equal_sizes_arrives_whole_in_order_and_coalesced() {
     let Some(rig) = Rig::start(Options::default()) else { return };
     let ((), growth) = rig.during(|| rig.udp_in(Family::V4, equal(), scaled(10_000)));
     assert!(growth.redirected() >= scaled(10_000) as f64, "{} packets came through AF_XDP", growth.redirected());
-    assert!(growth.coalescing("udp") >= LEAST_COALESCING, "{} packets a frame", growth.coalescing("udp"));
+    rig.assert_udp_coalesced(&growth, LEAST_COALESCING);
     rig.udp_out(Family::V4, equal(), scaled(10_000));
     rig.assert_nothing_lost();
     rig.stop();
