@@ -101,7 +101,7 @@ fn jumbo_frames_to_a_loopback_address_arrive_in_order_among_short_ones() {
 
 /// A fast underlay for a tunnel of ordinary packets.
 #[test]
-fn a_jumbo_underlay_does_not_slow_an_ordinary_tunnel_down() {
+fn a_jumbo_underlay_makes_no_ordinary_tunnel_slower() {
     let tunnel = Tunnel::vxlan("vx7", 7).mtu(1500);
     let options = Options { underlay_mtu: 9000, ..Options::with_tunnels([tunnel]) };
     let Some(rig) = Rig::start(options) else { return };
