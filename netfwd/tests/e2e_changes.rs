@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use e2e::packets::{awaited, bound, received};
 use e2e::wireguard::HANDSHAKE;
-use e2e::{FAMILIES, PATIENCE, Rig, equal, mixed};
+use e2e::{FAMILIES, PATIENCE, Rig, equal, mixed, scaled};
 use xtask::lab::{Config, Family, Options, Program, Side, Tunnel};
-use xtask::machine::wait_until;
+use xtask::machine::{slowness, wait_until};
 
 /// The control thread looks once a second, at an interface that refuses every 16 s; the rest is for a busy machine.
 const LOOKS: Duration = Duration::from_secs(30);
@@ -23,25 +23,25 @@ fn a_renamed_device_is_still_its_tunnel_s() {
     for line in ["link set vx7 down", "link set vx7 name blue", "link set blue up"] {
         gateway.ip(line).expect(line);
     }
-    gateway.exec("ping -c 1 -W 10 10.10.0.1").expect("an answer");
+    gateway.exec(&format!("ping -c 1 -W {} 10.10.0.1", 10.0 * slowness())).expect("an answer");
     assert_eq!(rig.metrics().metric("netfwd_tunnel_up", &[("tunnel", "vx7")]), 1.0);
 }
 
 /// A default route into a tunnel whose remote is behind that route: everybody does it once.
 fn a_route_to_the_remote_through_the_tunnel_makes_no_storm(rig: Rig, route: &str) {
     let gateway = &rig.lab.gateway;
-    let ping = |size, patience| {
+    let ping = |size, patience: f64| {
         gateway.exec(&format!("ping -c 1 -W {patience} -s {size} {}", rig.lab.peer_address(Family::V4)))
     };
-    ping(56, 10).expect("an answer");
+    ping(56, 10.0 * slowness()).expect("an answer");
     gateway.ip(&format!("route add {route}")).expect("a route");
-    let ((), growth) = rig.during(|| assert!(ping(1400, 1).is_err()));
+    let ((), growth) = rig.during(|| assert!(ping(1400, 1.0).is_err()));
     let nested = growth.of("netfwd_drops_total", &[("direction", "egress"), ("reason", "nested")]);
     let frames = growth.of("netfwd_tun_read_frames_total", &[]);
     // Wrapped, the request comes back; if it is long, in fragments, of which those behind the first come back once more.
     assert!(nested >= 1.0 && frames < 100.0, "{nested} drops, {frames} frames");
     gateway.ip(&format!("route delete {route}")).expect("no route");
-    ping(56, 10).expect("an answer");
+    ping(56, 10.0 * slowness()).expect("an answer");
 }
 
 #[test]
@@ -70,9 +70,9 @@ fn a_shrunken_underlay_still_carries(tunnel: Tunnel) {
         end.ip("link set under0 mtu 1400").expect("a smaller MTU");
     }
     for family in FAMILIES {
-        rig.tcp_out(family, 2, 4_000_000);
-        rig.udp_out(family, equal(), 2_000);
-        rig.udp_out(family, mixed(), 2_000);
+        rig.tcp_out(family, 2, scaled(4_000_000));
+        rig.udp_out(family, equal(), scaled(2_000));
+        rig.udp_out(family, mixed(), scaled(2_000));
     }
     assert_eq!(rig.drops(), Vec::<String>::new());
     rig.stop();
@@ -96,34 +96,42 @@ fn with_outer_checksums_too() {
 #[test]
 fn the_underlay_may_go_down_and_come_back() {
     let Some(rig) = Rig::start(Options::default()) else { return };
-    rig.tcp_in(Family::V4, 1, 1_000_000);
+    rig.tcp_in(Family::V4, 1, scaled(1_000_000));
     for change in ["down", "up"] {
         rig.lab.gateway.ip(&format!("link set under0 {change}")).expect(change);
     }
     let ((), growth) = rig.during(|| {
-        rig.tcp_in(Family::V4, 2, 4_000_000);
-        rig.tcp_out(Family::V4, 2, 4_000_000);
-        rig.udp_in(Family::V4, equal(), 2_000);
+        rig.tcp_in(Family::V4, 2, scaled(4_000_000));
+        rig.tcp_out(Family::V4, 2, scaled(4_000_000));
+        rig.udp_in(Family::V4, equal(), scaled(2_000));
     });
-    assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
+    assert!(
+        growth.redirected() > scaled(8_000_000) as f64 / 1450.0,
+        "{} packets came through AF_XDP",
+        growth.redirected()
+    );
     rig.stop();
 }
 
 #[test]
 fn the_underlay_may_get_another_mac_address() {
     let Some(rig) = Rig::start(Options::default()) else { return };
-    rig.tcp_in(Family::V4, 1, 1_000_000);
+    rig.tcp_in(Family::V4, 1, scaled(1_000_000));
     let first = rig.metrics();
     for address in ["02:00:5e:10:00:01", "02:00:5e:10:00:02"] {
         rig.lab.gateway.ip(&format!("link set under0 address {address}")).expect("an address");
         rig.lab.peer.ip("neighbour flush dev under0").expect("forgotten");
         await_a_redirect(&rig);
         let ((), growth) = rig.during(|| {
-            rig.tcp_in(Family::V4, 2, 4_000_000);
-            rig.tcp_out(Family::V4, 2, 4_000_000);
-            rig.udp_in(Family::V4, equal(), 2_000);
+            rig.tcp_in(Family::V4, 2, scaled(4_000_000));
+            rig.tcp_out(Family::V4, 2, scaled(4_000_000));
+            rig.udp_in(Family::V4, equal(), scaled(2_000));
         });
-        assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
+        assert!(
+            growth.redirected() > scaled(8_000_000) as f64 / 1450.0,
+            "{} packets came through AF_XDP",
+            growth.redirected()
+        );
     }
     // Until XDP knows, the kernel's socket has what comes.
     let others = rig.metrics().growth(&first, "netfwd_xdp_passes_total", &[("reason", "other_station")]);
@@ -143,9 +151,9 @@ fn an_underlay_is_lost_and_comes_back(options: Options) {
     let queues = f64::from(options.queues);
     let Some(rig) = Rig::start(options) else { return };
     std::thread::scope(|scope| {
-        let inwards = scope.spawn(|| rig.tcp_in(Family::V4, 2, MUCH));
-        let outwards = scope.spawn(|| rig.tcp_out(Family::V6, 2, MUCH));
-        let moved = |name| rig.metrics().sum(name) > 1_000.0;
+        let inwards = scope.spawn(|| rig.tcp_in(Family::V4, 2, scaled(MUCH)));
+        let outwards = scope.spawn(|| rig.tcp_out(Family::V6, 2, scaled(MUCH)));
+        let moved = |name| rig.metrics().sum(name) > scaled(1_000) as f64;
         wait_until(LOOKS, || moved("netfwd_receive_packets_total") && moved("netfwd_transmit_packets_total"));
         rig.lab.delete_underlay().expect("deleted");
         await_mode(&rig, "off", queues);
@@ -154,9 +162,13 @@ fn an_underlay_is_lost_and_comes_back(options: Options) {
         rig.lab.restore_underlay().expect("restored");
         await_mode(&rig, "copy", queues);
     });
-    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 4, 4_000_000));
-    assert!(growth.redirected() >= 16_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
-    rig.tcp_out(Family::V4, 4, 4_000_000);
+    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 4, scaled(4_000_000)));
+    assert!(
+        growth.redirected() >= scaled(16_000_000) as f64 / 1450.0,
+        "{} packets came through AF_XDP",
+        growth.redirected()
+    );
+    rig.tcp_out(Family::V4, 4, scaled(4_000_000));
     let said = |text| rig.netfwd.log().lines().filter(|line| line.contains(text)).count();
     assert_eq!((said("the interface is gone"), said("underlay under0: XDP native")), (1, 2), "{}", rig.netfwd.log());
     rig.stop();
@@ -227,7 +239,11 @@ fn an_underlay_that_comes_back_and_refuses_xdp_is_used_through_the_kernels_socke
     receive_queues(2);
     await_mode(&rig, "copy", 2.0);
     let ((), growth) = rig.during(|| rig.a_little_of_everything());
-    assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
+    assert!(
+        growth.redirected() > scaled(8_000_000) as f64 / 1450.0,
+        "{} packets came through AF_XDP",
+        growth.redirected()
+    );
     rig.stop();
 }
 

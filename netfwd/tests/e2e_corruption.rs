@@ -14,7 +14,7 @@ use std::time::Duration;
 use lifecycle::start;
 use xtask::lab::{Config, Family, Lab, Metrics, Netfwd, Options, Tunnel, UNDERLAY, root_or_skip};
 use xtask::load::{tcp, udp};
-use xtask::machine::wait_until;
+use xtask::machine::{slowness, wait_until};
 
 const MIB: u64 = 1 << 20;
 const EVERY: u64 = 1000;
@@ -66,7 +66,7 @@ impl BadCable {
             assert!(report.intact(), "{report:?}");
             for sizes in [udp::Sizes::Equal(1200), udp::Sizes::Mixed(vec![1200, 1000, 400])] {
                 let hit = self.flips();
-                let load = udp::Load::of_datagrams(sizes, DATAGRAMS, 0.1);
+                let load = udp::Load::of_datagrams(sizes, DATAGRAMS, 0.1 / slowness());
                 let report = udp::run(&self.lab.peer, &self.lab.server, address, &load).unwrap();
                 let hit = self.flips() - hit;
                 assert!(report.faithful() && hit >= DATAGRAMS / EVERY - 1, "{hit} flips, {report:?}");

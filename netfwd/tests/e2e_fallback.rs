@@ -65,12 +65,12 @@ fn outer_ipv6_fragments_arrive() {
 fn everything_passes_without_xdp(tunnel: Tunnel) {
     let options = Options::with_tunnels([tunnel]);
     let Some(rig) = Rig::configured(options, |config| config.xdp("off")) else { return };
-    rig.tcp_in(Family::V4, 8, 2_000_000);
-    rig.tcp_out(Family::V4, 8, 2_000_000);
+    rig.tcp_in(Family::V4, 8, scaled(2_000_000));
+    rig.tcp_out(Family::V4, 8, scaled(2_000_000));
     let ((), growth) = rig.during(|| rig.a_little_of_everything());
     assert_eq!(growth.redirected(), 0.0);
     let tcp = growth.of("netfwd_gro_input_packets_total", &[("proto", "tcp")]);
-    assert!(tcp >= 8_000_000.0 / 1450.0, "{tcp} TCP packets through the sockets");
+    assert!(tcp >= scaled(8_000_000) as f64 / 1450.0, "{tcp} TCP packets through the sockets");
     assert!(growth.coalescing("tcp") > 1.5, "{} packets a frame", growth.coalescing("tcp"));
     rig.assert_nothing_lost();
     rig.stop();
@@ -100,7 +100,11 @@ fn everything_passes_with_generic_xdp() {
     });
     let Some(rig) = rig else { return };
     let ((), growth) = rig.during(|| rig.a_little_of_everything());
-    assert!(growth.redirected() > 8_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
+    assert!(
+        growth.redirected() > scaled(8_000_000) as f64 / 1450.0,
+        "{} packets came through AF_XDP",
+        growth.redirected()
+    );
     rig.assert_nothing_lost();
     rig.stop();
 }
@@ -117,8 +121,8 @@ fn everything_passes_uncoalesced_with_gro_off() {
 #[test]
 fn everything_passes_over_several_queues() {
     let Some(rig) = Rig::start(Options { queues: 2, ..Options::default() }) else { return };
-    rig.tcp_in(Family::V4, 8, 2_000_000);
-    rig.tcp_out(Family::V6, 8, 2_000_000);
+    rig.tcp_in(Family::V4, 8, scaled(2_000_000));
+    rig.tcp_out(Family::V6, 8, scaled(2_000_000));
     rig.a_little_of_everything();
     rig.assert_nothing_lost();
     rig.stop();

@@ -9,10 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use e2e::packets::{awaited, bound};
-use e2e::{FAMILIES, Rig, mixed, tcp_intact};
+use e2e::{FAMILIES, Rig, mixed, scaled, tcp_intact};
 use made::{Inner, UDP, gpe, vxlan};
 use xtask::lab::{Config, Family, Namespace, Options, Side, Tunnel};
 use xtask::load::{latency, tcp};
+use xtask::machine::slowness;
 
 /// The destination of frames that [`Inner::ethernet`] makes.
 const GATEWAY_MAC: &str = "mac = \"02:00:00:00:00:02\"";
@@ -26,20 +27,20 @@ fn what_is_not_ours_is_untouched_while_the_tunnel_is_under_load() {
     let (here, inside) = (&rig, rig.lab.server_address(Family::V4));
     let ((), growth) = rig.during(|| {
         thread::scope(|scope| {
-            let load = tcp::Load { verify: true, ..tcp::Load::for_seconds(2, 4.0) };
+            let load = tcp::Load { verify: true, ..tcp::Load::for_seconds(2, 4.0 * slowness()) };
             let load = scope.spawn(move || tcp::run(peer, server, inside, load));
             for underlay in ["10.9.0.2", "fd09::2"].map(address) {
                 scope.spawn(move || ssh_like(peer, gateway, underlay));
                 scope.spawn(move || ping(peer, underlay));
-                scope.spawn(move || here.udp_faithful(peer, gateway, underlay, mixed(), 3_000));
-                scope.spawn(move || here.udp_faithful(gateway, peer, near(underlay), mixed(), 3_000));
+                scope.spawn(move || here.udp_faithful(peer, gateway, underlay, mixed(), scaled(3_000)));
+                scope.spawn(move || here.udp_faithful(gateway, peer, near(underlay), mixed(), scaled(3_000)));
             }
             let report = load.join().expect("a load").expect("a report");
             assert!(report.intact(), "{report:?}");
         });
     });
     let passes = |reason| growth.of("netfwd_xdp_passes_total", &[("reason", reason)]);
-    assert!(passes("not_ours") >= 6_000.0, "{} datagrams to other ports", passes("not_ours"));
+    assert!(passes("not_ours") >= 2.0 * scaled(3_000) as f64, "{} datagrams to other ports", passes("not_ours"));
     assert!(passes("not_udp") >= 100.0, "{} TCP segments and pings", passes("not_udp"));
     rig.assert_nothing_lost();
     rig.stop();
@@ -56,14 +57,15 @@ fn near(gateway: IpAddr) -> IpAddr {
 
 /// Keystrokes and their echoes.
 fn ssh_like(from: &Namespace, to: &Namespace, target: IpAddr) {
-    let report = latency::run(from, to, target, Duration::from_secs(3)).expect("a connection that lives");
+    let report =
+        latency::run(from, to, target, Duration::from_secs(3).mul_f64(slowness())).expect("a connection that lives");
     assert!(report.count > 50, "{report:?}");
 }
 
 fn ping(from: &Namespace, target: IpAddr) {
     for _ in 0..15 {
         // One at a time: for the last of several, ping waits no longer than twice what the others took.
-        from.exec(&format!("ping -c 1 -W 5 {target}")).expect("an answer");
+        from.exec(&format!("ping -c 1 -W {} {target}", 5.0 * slowness())).expect("an answer");
         thread::sleep(Duration::from_millis(100));
     }
 }
@@ -139,7 +141,7 @@ fn two_tunnels_with_the_same_inner_addresses_and_ports_stay_apart() {
         lines.iter().for_each(|line| assert!(line.sender.send(&line.datagram(0)).is_ok()));
         lines.iter().for_each(|line| assert_eq!(awaited(&line.receiver, 1), [line.datagram(0)]));
         let ((), growth) = rig.during(|| in_turn(rig, &lines));
-        assert!(growth.coalescing("udp") >= 10.0, "{} packets a frame", growth.coalescing("udp"));
+        rig.assert_udp_coalesced(&growth, 10.0);
     }
     twins.rig.assert_nothing_lost();
 }
@@ -171,14 +173,14 @@ fn tcp_in_two_tunnels_with_the_same_addresses_arrives_in_its_own() {
         let lab = &twins.rig.lab;
         let (near, far) = (lab.peer_address(Family::V4), lab.gateway_address(Family::V4));
         thread::scope(|scope| {
-            scope.spawn(|| tcp_intact(&lab.peer, &lab.gateway, far, 2, 5_000_000));
-            scope.spawn(|| tcp_intact(&twins.peer, &twins.gateway, far, 2, 5_000_000));
-            scope.spawn(|| tcp_intact(&lab.gateway, &lab.peer, near, 2, 5_000_000));
-            scope.spawn(|| tcp_intact(&twins.gateway, &twins.peer, near, 2, 5_000_000));
+            scope.spawn(|| tcp_intact(&lab.peer, &lab.gateway, far, 2, scaled(5_000_000)));
+            scope.spawn(|| tcp_intact(&twins.peer, &twins.gateway, far, 2, scaled(5_000_000)));
+            scope.spawn(|| tcp_intact(&lab.gateway, &lab.peer, near, 2, scaled(5_000_000)));
+            scope.spawn(|| tcp_intact(&twins.gateway, &twins.peer, near, 2, scaled(5_000_000)));
         });
         for name in ["vx7", "vx8"] {
             let packets = twins.rig.metrics().metric("netfwd_receive_packets_total", &[("tunnel", name)]);
-            assert!(packets >= 10_000_000.0 / 1450.0, "{packets} packets came through {name}");
+            assert!(packets >= scaled(10_000_000) as f64 / 1450.0, "{packets} packets came through {name}");
         }
         twins.rig.assert_nothing_lost();
     }
@@ -198,13 +200,14 @@ fn tunnels_of_all_kinds_share_a_gateway_and_a_vni() {
     thread::scope(|scope| {
         for (tunnel, family) in tunnels.iter().zip([Family::V4, Family::V6, Family::V6, Family::V4]) {
             let (near, far) = (tunnel.address(Side::Peer, family), tunnel.address(Side::Gateway, family));
-            scope.spawn(move || tcp_intact(peer, gateway, far, 1, 5_000_000));
-            scope.spawn(move || tcp_intact(gateway, peer, near, 1, 5_000_000));
+            scope.spawn(move || tcp_intact(peer, gateway, far, 1, scaled(5_000_000)));
+            scope.spawn(move || tcp_intact(gateway, peer, near, 1, scaled(5_000_000)));
         }
     });
     for tunnel in &tunnels {
         let packets = rig.metrics().metric("netfwd_receive_packets_total", &[("tunnel", &tunnel.name)]);
-        assert!((3_000.0..10_000.0).contains(&packets), "{packets} packets came through {}", tunnel.name);
+        let (least, most) = (scaled(3_000) as f64, scaled(10_000) as f64);
+        assert!((least..most).contains(&packets), "{packets} packets came through {}", tunnel.name);
     }
     rig.assert_nothing_lost();
     rig.stop();

@@ -5,11 +5,9 @@
 
 mod e2e;
 
-use e2e::{Rig, equal, scaled};
+use e2e::{Rig, WITHOUT_USO, equal, scaled};
 use xtask::lab::{Family, Options};
 
-/// The daemon's line about TUN devices without UDP segmentation offload.
-const WITHOUT_USO: &str = "the kernel has no UDP segmentation offload for TUN";
 /// TUN devices read and write UDP superframes since this release.
 const USO_SINCE: (u32, u32) = (6, 2);
 

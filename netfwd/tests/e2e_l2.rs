@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use e2e::packets::{Capture, Packet, awaited, bound};
-use e2e::{FAMILIES, Rig};
+use e2e::{FAMILIES, Rig, scaled};
 use made::{Inner, vxlan};
 use xtask::lab::{Config, Family, Lab, Namespace, Options, Tunnel};
 use xtask::machine::slowness;
@@ -204,8 +204,8 @@ fn two_remotes_have_their_own_tcp_flows() {
     std::thread::scope(|scope| {
         for (other, near) in [(peer, "10.10.0.1"), (&triangle.third, "10.10.0.3")] {
             let far = triangle.rig.lab.gateway_address(Family::V4);
-            scope.spawn(move || e2e::tcp_intact(other, gateway, far, 2, 4_000_000));
-            scope.spawn(move || e2e::tcp_intact(gateway, other, address(near), 2, 4_000_000));
+            scope.spawn(move || e2e::tcp_intact(other, gateway, far, 2, scaled(4_000_000)));
+            scope.spawn(move || e2e::tcp_intact(gateway, other, address(near), 2, scaled(4_000_000)));
         }
     });
     assert_eq!(triangle.rig.drops(), Vec::<String>::new());

@@ -9,7 +9,7 @@ use e2e::packets::{awaited, bound};
 use e2e::{PATIENCE, Rig};
 use xsk_ring::RxRing;
 use xtask::lab::{Family, Options, Side, TunnelKind};
-use xtask::machine::wait_until;
+use xtask::machine::{slowness, wait_until};
 
 /// What a tunnel's forwarding database holds.
 const CAPACITY: u32 = 65_536;
@@ -43,7 +43,7 @@ fn send_from_new_addresses(rig: &Rig, sender: &UdpSocket, count: u32) {
 fn a_full_forwarding_database_counts_what_it_does_not_learn_and_floods_to_it() {
     let Some(rig) = Rig::start(Options::default()) else { return };
     let target = rig.lab.gateway_address(Family::V4);
-    let ping = || rig.lab.peer.exec(&format!("ping -c 1 -W 5 {target}")).expect("an answer");
+    let ping = || rig.lab.peer.exec(&format!("ping -c 1 -W {} {target}", 5.0 * slowness())).expect("an answer");
     // The peer's own address is learned first.
     ping();
     let sender = bound(&rig.lab.peer, rig.lab.options().tunnels[0].outer_address(Side::Peer), 0);

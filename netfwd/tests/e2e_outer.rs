@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use e2e::packets::{Capture, Injector, Packet, TCP, awaited, bound};
-use e2e::{FAMILIES, Rig, equal};
+use e2e::{FAMILIES, Rig, equal, scaled};
 use made::{Field, Inner, Outer, UDP, finish_ipv4, gpe, vxlan};
 use rustix::net::sockopt;
 use xtask::lab::{Family, Options, Side, Tunnel, TunnelKind, UNDERLAY};
@@ -160,7 +160,7 @@ fn bulk_tcp_with_ecn_is_marked_alike_inside_and_outside() {
         end.sysctl("net.ipv4.tcp_ecn", 1).expect("ECN");
     }
     let capture = Capture::start(&rig.lab.peer);
-    rig.tcp_out(Family::V4, 1, 1_000_000);
+    rig.tcp_out(Family::V4, 1, scaled(1_000_000));
     let datagrams = capture.tunnelled("10.9.0.2".parse().expect("an address"), 4789);
     let flows = by_flow(&datagrams, TCP, |outer, inner| (outer.ecn(), inner.ecn()));
     assert_eq!(flows.len(), 1);
@@ -178,7 +178,7 @@ fn each_flow_has_one_source_port_in_the_dynamic_range() {
         let tunnel = Tunnel::vxlan("vx7", 7).over(underlay);
         let Some(rig) = Rig::start(Options::with_tunnels([tunnel.clone()])) else { return };
         let capture = Capture::start(&rig.lab.peer);
-        rig.tcp_out(inside, 8, 500_000);
+        rig.tcp_out(inside, 8, scaled(500_000));
         // Not judged by its order: in the peer's kernel, what a capture has taken may overtake (`e2e/order.rs`).
         let load = udp::Load::of_datagrams(equal(), 200, 0.05);
         udp::run(&rig.lab.server, &rig.lab.peer, rig.lab.peer_address(inside), &load).expect("a load");

@@ -2,24 +2,38 @@
 
 mod e2e;
 
-use e2e::{FAMILIES, Rig, equal, mixed, scaled};
+use e2e::{FAMILIES, Growth, Rig, equal, mixed, scaled};
 use xtask::lab::{Family, Options, Tunnel};
+use xtask::machine::slowness;
 
-/// Far below the 25 that the benchmark asks of the optimized daemon on a quiet machine, and far above chance.
+/// Inner packets in a frame: far below the 25 that the benchmark asks of the optimized daemon on a quiet machine, and far above
+/// chance.
 const LEAST_COALESCING: f64 = 5.0;
+/// The same under emulation, where a packet takes its sender so long that few are there at once.
+const LEAST_EMULATED: f64 = 1.25;
+
+/// That many on real hardware, or what may be asked of this machine.
+fn least(on_hardware: f64) -> f64 {
+    if slowness() > 1.0 { LEAST_EMULATED } else { on_hardware }
+}
+
+fn assert_tcp_coalesced(growth: &Growth, on_hardware: f64) {
+    let coalescing = growth.coalescing("tcp");
+    assert!(coalescing >= least(on_hardware), "{coalescing} packets a frame");
+}
 
 #[test]
 fn one_tcp_flow_each_way_arrives_intact_through_af_xdp_and_coalesced() {
     let Some(rig) = Rig::start(Options::default()) else { return };
     let order = rig.watch_order();
-    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 1, 40_000_000));
-    let segments = 40_000_000.0 / 1450.0;
+    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 1, scaled(40_000_000)));
+    let segments = scaled(40_000_000) as f64 / 1450.0;
     assert!(growth.redirected() >= segments, "{} packets came through AF_XDP", growth.redirected());
-    assert!(growth.coalescing("tcp") >= LEAST_COALESCING, "{} packets a frame", growth.coalescing("tcp"));
-    let ((), growth) = rig.during(|| rig.tcp_out(Family::V4, 1, 40_000_000));
+    assert_tcp_coalesced(&growth, LEAST_COALESCING);
+    let ((), growth) = rig.during(|| rig.tcp_out(Family::V4, 1, scaled(40_000_000)));
     let cut = growth.of("netfwd_tso_output_packets_total", &[("proto", "tcp")]);
     let read = growth.of("netfwd_tun_read_frames_total", &[]);
-    assert!(cut / read >= LEAST_COALESCING, "{cut} segments from {read} frames");
+    assert!(cut / read >= least(LEAST_COALESCING), "{cut} segments from {read} frames");
     rig.assert_in_order(order);
     rig.assert_nothing_lost();
     rig.stop();
@@ -29,10 +43,14 @@ fn one_tcp_flow_each_way_arrives_intact_through_af_xdp_and_coalesced() {
 fn eight_tcp_flows_each_way_arrive_intact_through_af_xdp_and_coalesced() {
     let Some(rig) = Rig::start(Options::default()) else { return };
     let order = rig.watch_order();
-    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 8, 5_000_000));
-    assert!(growth.redirected() >= 40_000_000.0 / 1450.0, "{} packets came through AF_XDP", growth.redirected());
-    assert!(growth.coalescing("tcp") > 2.0, "{} packets a frame", growth.coalescing("tcp"));
-    rig.tcp_out(Family::V4, 8, 5_000_000);
+    let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 8, scaled(5_000_000)));
+    assert!(
+        growth.redirected() >= scaled(40_000_000) as f64 / 1450.0,
+        "{} packets came through AF_XDP",
+        growth.redirected()
+    );
+    assert_tcp_coalesced(&growth, 2.0);
+    rig.tcp_out(Family::V4, 8, scaled(5_000_000));
     rig.assert_in_order(order);
     rig.assert_nothing_lost();
     rig.stop();
@@ -43,8 +61,8 @@ fn tcp_in_both_directions_at_once_arrives_intact() {
     let Some(rig) = Rig::start(Options { queues: 2, ..Options::default() }) else { return };
     let order = rig.watch_order();
     std::thread::scope(|scope| {
-        scope.spawn(|| rig.tcp_in(Family::V4, 4, 5_000_000));
-        scope.spawn(|| rig.tcp_out(Family::V6, 4, 5_000_000));
+        scope.spawn(|| rig.tcp_in(Family::V4, 4, scaled(5_000_000)));
+        scope.spawn(|| rig.tcp_out(Family::V6, 4, scaled(5_000_000)));
     });
     rig.assert_in_order(order);
     rig.assert_nothing_lost();
@@ -54,10 +72,10 @@ fn tcp_in_both_directions_at_once_arrives_intact() {
 #[test]
 fn udp_of_equal_sizes_arrives_whole_in_order_and_coalesced() {
     let Some(rig) = Rig::start(Options::default()) else { return };
-    let ((), growth) = rig.during(|| rig.udp_in(Family::V4, equal(), 10_000));
-    assert!(growth.redirected() >= 10_000.0, "{} packets came through AF_XDP", growth.redirected());
-    assert!(growth.coalescing("udp") >= LEAST_COALESCING, "{} packets a frame", growth.coalescing("udp"));
-    rig.udp_out(Family::V4, equal(), 10_000);
+    let ((), growth) = rig.during(|| rig.udp_in(Family::V4, equal(), scaled(10_000)));
+    assert!(growth.redirected() >= scaled(10_000) as f64, "{} packets came through AF_XDP", growth.redirected());
+    rig.assert_udp_coalesced(&growth, least(LEAST_COALESCING));
+    rig.udp_out(Family::V4, equal(), scaled(10_000));
     rig.assert_nothing_lost();
     rig.stop();
 }
@@ -66,8 +84,8 @@ fn udp_of_equal_sizes_arrives_whole_in_order_and_coalesced() {
 fn udp_of_mixed_sizes_arrives_whole_and_in_order() {
     let Some(rig) = Rig::start(Options::default()) else { return };
     for family in FAMILIES {
-        rig.udp_in(family, mixed(), 6_000);
-        rig.udp_out(family, mixed(), 6_000);
+        rig.udp_in(family, mixed(), scaled(6_000));
+        rig.udp_out(family, mixed(), scaled(6_000));
     }
     rig.assert_nothing_lost();
     rig.stop();

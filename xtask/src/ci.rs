@@ -74,7 +74,7 @@ pub fn test(arguments: &[String]) -> Result<()> {
 
 /// A machine that did not end well makes the whole run a failure, without hiding what was counted before.
 fn on_other_kernels() -> Totals {
-    vm::test(&vm::KERNELS, &[]).unwrap_or_else(|error| {
+    vm::test(&vm::KERNELS, vm::Extent::Selection, &[]).unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
         Totals { broken: true, ..Totals::default() }
     })

@@ -30,6 +30,8 @@ pub const NETFWD: &str = env!("CARGO_BIN_EXE_netfwd");
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// How long counters may take to say what has happened.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// The daemon's line about TUN devices without UDP segmentation offload.
+pub const WITHOUT_USO: &str = "the kernel has no UDP segmentation offload for TUN";
 /// A rate that the unoptimized daemon follows without loss on a busy machine, in Gbit/s.
 const RATE: f64 = 0.15;
 
@@ -158,6 +160,16 @@ impl Rig {
         // On arrival, the gateway's devices drop what XDP and netfwd refuse.
         let devices = [(peer, true), (server, true), (gateway, false)].map(|(end, arriving)| dropped(end, arriving));
         rings.iter().sum::<f64>() as u64 + sockets + devices.iter().sum::<u64>()
+    }
+
+    /// Asserts that so many UDP packets came in each frame; or, where the kernel's TUN devices take no UDP superframes, one.
+    pub fn assert_udp_coalesced(&self, growth: &Growth, least: f64) {
+        let coalescing = growth.coalescing("udp");
+        if self.netfwd.log().contains(WITHOUT_USO) {
+            assert_eq!(coalescing, 1.0, "packets a frame, without UDP superframes");
+        } else {
+            assert!(coalescing >= least, "{coalescing} packets a frame");
+        }
     }
 
     /// Watches the order of TCP from the peer to the server, through the first tunnel.

@@ -16,6 +16,7 @@ mod plan;
 mod qemu;
 mod report;
 mod selection;
+mod whole;
 
 use std::fs;
 use std::panic::resume_unwind;
@@ -32,6 +33,7 @@ use self::kernel::Kernel;
 use self::plan::{Plan, Step, Tests};
 use self::qemu::{Bounds, Event, Machine};
 use self::report::Report;
+pub use self::selection::Extent;
 use crate::cargo::target;
 use crate::ci::Totals;
 use crate::setup;
@@ -67,7 +69,13 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Run the tests that are chosen for virtual machines, or those whose names contain one of these words
-    Test { names: Vec<String> },
+    Test {
+        /// Not the selection, which keeps within minutes, but the whole verdict table of the XDP program and every test of the
+        /// VXLAN gateway in network namespaces that emulation can hold
+        #[arg(long)]
+        all: bool,
+        names: Vec<String>,
+    },
     /// Run a command, such as `ip link` or a program under its path here
     Run {
         /// Seconds it may take
@@ -85,26 +93,32 @@ pub fn perform(arguments: Arguments) -> Result<()> {
     let kernels: Vec<&str> = arguments.kernel.iter().map(String::as_str).collect();
     let kernels = if kernels.is_empty() { &KERNELS[..] } else { &kernels[..] };
     match arguments.task {
-        Task::Test { names } => test(kernels, &names).map(|totals| println!("── {} passed", totals.passed)),
+        Task::Test { all, names } => {
+            let extent = if all { Extent::All } else { Extent::Selection };
+            test(kernels, extent, &names).map(|totals| println!("── {} passed", totals.passed))
+        }
         Task::Run { seconds, with, command } => {
             setup()?;
             let plan = |series| Ok((series, command_plan(&command, with.clone(), seconds)?));
-            run_plans(kernels.iter().copied().map(plan).collect::<Result<_>>()?).map(drop)
+            run_plans(kernels.iter().copied().map(plan).collect::<Result<_>>()?, Extent::Selection).map(drop)
         }
     }
 }
 
 /// Builds the tests and runs them on all of these kernels.
-pub fn test(kernels: &[&str], names: &[String]) -> Result<Totals> {
+pub fn test(kernels: &[&str], extent: Extent, names: &[String]) -> Result<Totals> {
     setup()?;
-    let built = selection::build()?;
-    let plan = |series| Ok((series, selection::plan(&built, series, names)?));
+    let built = selection::build(extent, names)?;
+    for series in kernels {
+        selection::omissions(series, extent, names).iter().for_each(|line| println!("{series:>5} │ {line}"));
+    }
+    let plan = |series| Ok((series, selection::plan(&built, series, extent, names)?));
     let plans = kernels.iter().copied().map(plan).collect::<Result<Vec<_>>>()?;
     let plans: Vec<_> = plans.into_iter().filter(|(_, plan)| !plan.steps.is_empty()).collect();
     if plans.is_empty() {
         bail!("no test for Linux {} has {} in its name", kernels.join(" or "), names.join(" or "));
     }
-    run_plans(plans)
+    run_plans(plans, extent)
 }
 
 /// Installs the emulator and fetches the kernels, where they are missing.
@@ -127,10 +141,12 @@ fn command_plan(command: &[String], mut programs: Vec<PathBuf>, seconds: u64) ->
     Ok(Plan { programs, steps: vec![Step { name, program, arguments, tests: Tests::None, seconds }] })
 }
 
-/// Carries out plans on kernels, all at once since an emulator keeps one CPU busy. When one run is no good, the others end too.
-fn run_plans(plans: Vec<(&str, Plan)>) -> Result<Totals> {
+/// Carries out plans on kernels, all at once since an emulator keeps one CPU busy. When one run is no good, it and the others
+/// end; but all of everything goes on to its end, since it takes long and is to say all there is.
+fn run_plans(plans: Vec<(&str, Plan)>, extent: Extent) -> Result<Totals> {
     let start = Instant::now();
-    let prepared = plans.into_iter().map(|(series, plan)| Prepared::new(series, plan)).collect::<Result<Vec<_>>>()?;
+    let prepared = plans.into_iter().map(|(series, plan)| Prepared::new(series, plan, extent));
+    let prepared = prepared.collect::<Result<Vec<_>>>()?;
     let stop = AtomicBool::new(false);
     let outcomes: Vec<_> = thread::scope(|scope| {
         let running: Vec<_> = prepared.iter().map(|prepared| scope.spawn(|| prepared.run(&stop))).collect();
@@ -156,16 +172,17 @@ struct Prepared<'a> {
     series: &'a str,
     kernel: Kernel,
     plan: Plan,
+    extent: Extent,
     directory: PathBuf,
     image: PathBuf,
 }
 
 impl<'a> Prepared<'a> {
-    fn new(series: &'a str, plan: Plan) -> Result<Self> {
+    fn new(series: &'a str, plan: Plan, extent: Extent) -> Result<Self> {
         let kernel = Kernel::fetch(series)?;
         let directory = target().join("vm").join(series);
         let image = image::build(&kernel, &plan, &directory)?;
-        Ok(Self { series, kernel, plan, directory, image })
+        Ok(Self { series, kernel, plan, extent, directory, image })
     }
 
     /// Boots it and passes on what the guest prints.
@@ -176,7 +193,7 @@ impl<'a> Prepared<'a> {
         self.hear_out(&machine, &mut report, stop);
         let last = report.last_lines();
         let judged = report.judge(&self.plan);
-        if judged.is_err() && !stop.swap(true, Ordering::Relaxed) {
+        if judged.is_err() && !(self.ends_at_a_fault() && stop.swap(true, Ordering::Relaxed)) {
             let (series, console) = (self.series, machine.console(CONSOLE_LINES));
             eprintln!("── Linux {series}, the guest's last lines:\n{last}\n── and its kernel's:\n{console}");
         }
@@ -185,6 +202,10 @@ impl<'a> Prepared<'a> {
             fs::remove_dir_all(&self.directory).ok();
         }
         judged.with_context(|| format!("Linux {} in an emulated machine", self.kernel.release))
+    }
+
+    fn ends_at_a_fault(&self) -> bool {
+        self.extent == Extent::Selection
     }
 
     fn bounds(&self) -> Bounds {
@@ -196,7 +217,7 @@ impl<'a> Prepared<'a> {
 
     /// Listens until the machine ends, its time is over, or something has gone wrong here or in another machine.
     fn hear_out(&self, machine: &Machine, report: &mut Report, stop: &AtomicBool) {
-        while !report.has_faults() {
+        while !(report.has_faults() && self.ends_at_a_fault()) {
             match machine.next(stop) {
                 Event::Line(line) => {
                     for line in report.hear(&line, machine.cpu_time(), &self.plan).iter().flat_map(|text| text.lines())
@@ -205,8 +226,8 @@ impl<'a> Prepared<'a> {
                     }
                 }
                 Event::Ended => return,
-                Event::TimedOut => report.fault("the machine's time was over"),
-                Event::Stopped => report.fault("ended because another machine's run was no good"),
+                Event::TimedOut => return report.fault("the machine's time was over"),
+                Event::Stopped => return report.fault("ended because another machine's run was no good"),
             }
         }
     }

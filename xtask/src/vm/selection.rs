@@ -2,7 +2,8 @@
 //!
 //! Emulation is slow, so these are the ones that another kernel can change the outcome of: whether the verifier takes the XDP
 //! program and what that decides, each kind of tunnel against the kernel's own device, through AF_XDP and without,
-//! and what an older kernel lacks. Deliberately absent: tests whose bounds speak of real hardware.
+//! and what an older kernel lacks. When all are asked for, the programs of `whole` take the places of theirs here.
+//! Deliberately absent: tests whose bounds speak of real hardware.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -14,6 +15,7 @@ use serde::Deserialize;
 
 use super::kernel::numbers;
 use super::plan::{Plan, Step, Tests};
+use super::whole::{self, Whole};
 use crate::cargo::cargo;
 
 /// Test programs and what of them is run.
@@ -54,6 +56,15 @@ const PROGRAMS: [Program; 9] = [
 /// host may give an emulator a tenth of a CPU.
 const STEP_SECONDS: u64 = 1200;
 
+/// How much is run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Extent {
+    /// What another kernel is most likely to change, within minutes.
+    Selection,
+    /// Everything that another kernel could change.
+    All,
+}
+
 /// A test program.
 struct Program {
     name: &'static str,
@@ -86,12 +97,17 @@ pub struct Built {
     daemon: PathBuf,
 }
 
-/// Builds the test programs and the daemon, which every one of them may start.
-pub fn build() -> Result<Built> {
+/// Does one of these words, if there are any, occur in the name?
+pub fn wants(words: &[String], name: &str) -> bool {
+    words.is_empty() || words.iter().any(|word| name.contains(word.as_str()))
+}
+
+/// Builds the test programs in which something may be wanted, and the daemon, which every one of them may start.
+pub fn build(extent: Extent, words: &[String]) -> Result<Built> {
     // The whole workspace, so that features unify as in `cargo xtask test` and nothing is built twice.
     let mut command = cargo(&["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
-    for program in PROGRAMS {
-        command.args(["--test", program.name]);
+    for program in programs(extent, words) {
+        command.args(["--test", program]);
     }
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let mut tests = BTreeMap::new();
@@ -111,18 +127,57 @@ pub fn build() -> Result<Built> {
     Ok(Built { tests, daemon: daemon.context("cargo did not build the daemon")? })
 }
 
+/// Those programs whose names have one of these words; all, if some word is in no program's name and so may be in a test's.
+fn programs(extent: Extent, words: &[String]) -> Vec<&'static str> {
+    let whole = whole(extent).iter().map(|program| program.name);
+    let all: Vec<_> = selected(extent).map(|program| program.name).chain(whole).collect();
+    let of_programs = |word: &String| all.iter().any(|name| name.contains(word.as_str()));
+    if words.iter().all(of_programs) { all.into_iter().filter(|name| wants(words, name)).collect() } else { all }
+}
+
+/// What is left out on a kernel where everything is asked for, and why, in lines for a reader.
+pub fn omissions(series: &str, extent: Extent, words: &[String]) -> Vec<String> {
+    let (programs, kernel) = (programs(extent, words), numbers(series));
+    let of_whole = whole(extent).iter().filter(|program| programs.contains(&program.name));
+    let of_whole = of_whole.flat_map(|program| program.omissions(&kernel));
+    let everything = extent == Extent::All && words.is_empty();
+    of_whole.chain(whole::programs_left_out().filter(|_| everything)).collect()
+}
+
+fn whole(extent: Extent) -> &'static [Whole] {
+    match extent {
+        Extent::Selection => &[],
+        Extent::All => &whole::PROGRAMS,
+    }
+}
+
+/// Those of which a part is run.
+fn selected(extent: Extent) -> impl Iterator<Item = &'static Program> {
+    let is_whole = move |name| whole(extent).iter().any(|program| program.name == name);
+    PROGRAMS.iter().filter(move |program| !is_whole(program.name))
+}
+
 /// What to run on a kernel: everything chosen, or what of it contains one of these words, which may be nothing.
-pub fn plan(built: &Built, series: &str, words: &[String]) -> Result<Plan> {
-    let mut plan = Plan { programs: vec![built.daemon.clone()], steps: Vec::new() };
+pub fn plan(built: &Built, series: &str, extent: Extent, words: &[String]) -> Result<Plan> {
     let kernel = numbers(series);
-    for program in PROGRAMS.iter().filter(|program| kernel.as_slice() >= program.since) {
-        let path = built.tests.get(program.name).with_context(|| format!("cargo did not build {}", program.name))?;
-        if let Some(step) = program.step(path, words) {
-            plan.programs.push(path.clone());
-            plan.steps.push(step);
+    let mut steps = Vec::new();
+    for program in selected(extent).filter(|program| kernel.as_slice() >= program.since) {
+        steps.extend(built.path(program.name).and_then(|path| program.step(path, words)));
+    }
+    for program in whole(extent) {
+        if let Some(path) = built.path(program.name) {
+            steps.extend(program.step(path, &kernel, words)?);
         }
     }
-    Ok(plan)
+    let programs = steps.iter().map(|step| step.program.clone()).chain([built.daemon.clone()]).collect();
+    Ok(Plan { programs, steps })
+}
+
+impl Built {
+    /// Where that program is, if something in it may be wanted.
+    fn path(&self, program: &str) -> Option<&Path> {
+        self.tests.get(program).map(PathBuf::as_path)
+    }
 }
 
 impl Program {
@@ -133,9 +188,8 @@ impl Program {
 
     /// `None` if none of its tests is wanted.
     fn step(&self, path: &Path, words: &[String]) -> Option<Step> {
-        let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-        let all = wanted(self.name);
-        let tests: Vec<&str> = self.tests.iter().copied().filter(|test| all || wanted(test)).collect();
+        let all = wants(words, self.name);
+        let tests: Vec<&str> = self.tests.iter().copied().filter(|test| all || wants(words, test)).collect();
         if !all && tests.is_empty() {
             return None;
         }
@@ -178,5 +232,22 @@ mod tests {
         assert_eq!(arguments("e2e_traffic", &["gpe_over"]).unwrap().1, Tests::Exactly(1));
         assert_eq!(arguments("e2e_traffic", &["verdicts"]), None);
         assert_eq!(arguments("e2e_kernels", &["e2e_l2"]), None);
+    }
+
+    #[test]
+    fn only_programs_in_which_something_may_be_wanted_are_built() {
+        let programs = |extent, word: &str| programs(extent, &[word.to_owned()]);
+        assert_eq!(programs(Extent::Selection, "e2e_l2"), ["e2e_l2"]);
+        assert_eq!(programs(Extent::Selection, "gpe_over").len(), PROGRAMS.len());
+        assert_eq!(programs(Extent::Selection, "e2e_outer").len(), PROGRAMS.len());
+        assert_eq!(programs(Extent::All, "e2e_outer"), ["e2e_outer"]);
+    }
+
+    #[test]
+    fn a_program_is_run_in_part_or_as_a_whole_and_never_twice() {
+        let mut all = programs(Extent::All, &[]);
+        all.sort_unstable();
+        assert!(all.is_sorted_by(|one, next| one < next), "{all:?}");
+        assert!(PROGRAMS.iter().all(|program| all.contains(&program.name)));
     }
 }
