@@ -106,52 +106,57 @@ fn what_is_set_over_the_control_socket_holds_against_a_name() {
     rig.stop();
 }
 
-#[test]
-fn slow_a_peer_that_comes_back_elsewhere_is_found_by_its_name() {
-    let Some((rig, hosts)) = named("10.9.0.1") else { return };
-    assert!(rig.answers(Side::Gateway, FOUND_AGAIN), "{:?}", rig.believed());
-    rig.restart_peer_elsewhere();
-    hosts.point_to(ELSEWHERE);
-    // While there is a session, the peer could be where no name leads.
-    assert!(!rig.answers(Side::Gateway, SESSION - Duration::from_secs(15)));
-    assert!(rig.is_believed_at("10.9.0.1"), "{:?}", rig.believed());
-    assert!(rig.answers(Side::Gateway, Duration::from_secs(15) + FOUND_AGAIN), "{:?}", rig.believed());
-    assert!(rig.is_believed_at(ELSEWHERE));
-    rig.tcp_both_ways(Family::V4);
-    rig.stop();
-}
+/// Minutes each: only `cargo xtask test --slow` runs what is in a module of this name.
+mod slow {
+    use super::*;
 
-#[test]
-fn slow_a_peer_that_does_not_answer_is_given_up_and_what_waited_is_dropped() {
-    let Some(rig) = start(Tunnel::wireguard(Program::WireguardGo).initiator(Side::Gateway)) else { return };
-    let stranger = KeyPair::generate(&rig.lab.directory().join("stranger")).expect("a key");
-    rig.far_device()
-        .set(&format!("private-key {}", stranger.private_file.display()))
-        .expect("a key that we do not know");
-    let given_up =
-        || rig.metrics().metric("netfwd_wg_handshakes_total", &[("role", "initiator"), ("result", "gave_up")]);
-    let dropped = [("direction", "egress"), ("reason", "no_session")];
-    let initiations = |capture: &Capture| {
-        let sent = capture.tunnelled(rig.tunnel().outer_address(Side::Gateway), rig.endpoint().port()).into_iter();
-        sent.filter(|packet| packet.transport[8..].starts_with(&[1, 0, 0, 0])).count()
-    };
-    let (capture, began) = (Capture::start(&rig.lab.peer), Instant::now());
-    let sender = bound(&rig.lab.server, rig.lab.server_address(Family::V4), 0);
-    for _ in 0..10 {
-        sender.send_to(b"anybody?", (rig.lab.peer_address(Family::V4), 7)).expect("a datagram");
+    #[test]
+    fn a_peer_that_comes_back_elsewhere_is_found_by_its_name() {
+        let Some((rig, hosts)) = named("10.9.0.1") else { return };
+        assert!(rig.answers(Side::Gateway, FOUND_AGAIN), "{:?}", rig.believed());
+        rig.restart_peer_elsewhere();
+        hosts.point_to(ELSEWHERE);
+        // While there is a session, the peer could be where no name leads.
+        assert!(!rig.answers(Side::Gateway, SESSION - Duration::from_secs(15)));
+        assert!(rig.is_believed_at("10.9.0.1"), "{:?}", rig.believed());
+        assert!(rig.answers(Side::Gateway, Duration::from_secs(15) + FOUND_AGAIN), "{:?}", rig.believed());
+        assert!(rig.is_believed_at(ELSEWHERE));
+        rig.tcp_both_ways(Family::V4);
+        rig.stop();
     }
-    assert!(wait_until(ATTEMPT + Duration::from_secs(5), || given_up() == 1.0), "not given up");
-    assert!(began.elapsed() >= ATTEMPT - Duration::from_secs(1), "given up after {:?}", began.elapsed());
-    rig.expect_count("netfwd_drops_total", &dropped, 10.0);
-    // One at first, and one after every five seconds and up to a third.
-    let tries = initiations(&capture);
-    assert!((17..=19).contains(&tries), "{tries} initiations");
-    std::thread::sleep(Duration::from_secs(12));
-    assert_eq!(initiations(&capture), 0, "nobody has anything to say");
-    // The next packet begins again.
-    let own = &rig.far_end().keys.peer.private_file;
-    rig.far_device().set(&format!("private-key {}", own.display())).expect("its own key");
-    assert!(rig.answers(Side::Gateway, HANDSHAKE));
-    assert_eq!(given_up(), 1.0);
-    rig.stop();
+
+    #[test]
+    fn a_peer_that_does_not_answer_is_given_up_and_what_waited_is_dropped() {
+        let Some(rig) = start(Tunnel::wireguard(Program::WireguardGo).initiator(Side::Gateway)) else { return };
+        let stranger = KeyPair::generate(&rig.lab.directory().join("stranger")).expect("a key");
+        rig.far_device()
+            .set(&format!("private-key {}", stranger.private_file.display()))
+            .expect("a key that we do not know");
+        let given_up =
+            || rig.metrics().metric("netfwd_wg_handshakes_total", &[("role", "initiator"), ("result", "gave_up")]);
+        let dropped = [("direction", "egress"), ("reason", "no_session")];
+        let initiations = |capture: &Capture| {
+            let sent = capture.tunnelled(rig.tunnel().outer_address(Side::Gateway), rig.endpoint().port()).into_iter();
+            sent.filter(|packet| packet.transport[8..].starts_with(&[1, 0, 0, 0])).count()
+        };
+        let (capture, began) = (Capture::start(&rig.lab.peer), Instant::now());
+        let sender = bound(&rig.lab.server, rig.lab.server_address(Family::V4), 0);
+        for _ in 0..10 {
+            sender.send_to(b"anybody?", (rig.lab.peer_address(Family::V4), 7)).expect("a datagram");
+        }
+        assert!(wait_until(ATTEMPT + Duration::from_secs(5), || given_up() == 1.0), "not given up");
+        assert!(began.elapsed() >= ATTEMPT - Duration::from_secs(1), "given up after {:?}", began.elapsed());
+        rig.expect_count("netfwd_drops_total", &dropped, 10.0);
+        // One at first, and one after every five seconds and up to a third.
+        let tries = initiations(&capture);
+        assert!((17..=19).contains(&tries), "{tries} initiations");
+        std::thread::sleep(Duration::from_secs(12));
+        assert_eq!(initiations(&capture), 0, "nobody has anything to say");
+        // The next packet begins again.
+        let own = &rig.far_end().keys.peer.private_file;
+        rig.far_device().set(&format!("private-key {}", own.display())).expect("its own key");
+        assert!(rig.answers(Side::Gateway, HANDSHAKE));
+        assert_eq!(given_up(), 1.0);
+        rig.stop();
+    }
 }

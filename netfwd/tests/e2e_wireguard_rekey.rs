@@ -61,17 +61,22 @@ fn keys_change(other: Program, initiator: Side, carry: impl FnOnce(&Rig)) {
     rig.stop();
 }
 
-#[test]
-fn slow_keys_change_without_loss_where_others_begin() {
-    OTHERS.into_iter().for_each(|other| keys_change(other, Side::Peer, carry_datagrams));
-}
+/// Minutes each: only `cargo xtask test --slow` runs what is in a module of this name.
+mod slow {
+    use super::*;
 
-#[test]
-fn slow_keys_change_without_loss_where_netfwd_begins() {
-    OTHERS.into_iter().for_each(|other| keys_change(other, Side::Gateway, carry_datagrams));
-}
+    #[test]
+    fn keys_change_without_loss_where_others_begin() {
+        OTHERS.into_iter().for_each(|other| keys_change(other, Side::Peer, carry_datagrams));
+    }
 
-#[test]
-fn slow_keys_change_under_full_load() {
-    keys_change(Program::WireguardGo, Side::Gateway, carry_streams);
+    #[test]
+    fn keys_change_without_loss_where_netfwd_begins() {
+        OTHERS.into_iter().for_each(|other| keys_change(other, Side::Gateway, carry_datagrams));
+    }
+
+    #[test]
+    fn keys_change_under_full_load() {
+        keys_change(Program::WireguardGo, Side::Gateway, carry_streams);
+    }
 }

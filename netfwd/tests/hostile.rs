@@ -253,11 +253,6 @@ fn whatever_arrives_is_delivered_or_counted_once() {
     take_in(cases(), 1);
 }
 
-#[test]
-fn slow_ten_million_arrivals_are_delivered_or_counted_once() {
-    take_in(MANY, 8);
-}
-
 fn take_in(mut left: usize, seed: u64) {
     let (table, mut random, mut flows) = (table(), Random(seed), Flows::new());
     let mut ingress = Ingress::new(&GroConfig::default(), VerifyPolicy::default());
@@ -328,11 +323,6 @@ fn frame(random: &mut Random, flows: &mut Flows, is_tap: bool) -> Vec<u8> {
 #[test]
 fn whatever_a_device_hands_over_is_sent_or_counted_once() {
     send_out(cases(), 3);
-}
-
-#[test]
-fn slow_ten_million_frames_are_sent_or_counted_once() {
-    send_out(MANY, 10);
 }
 
 fn send_out(count: usize, seed: u64) {
@@ -467,5 +457,20 @@ fn no_file_makes_the_reading_panic() {
         if let Err(errors) = Config::parse(&text, Path::new("gw.toml")) {
             assert!(errors.to_string().lines().all(|line| line.starts_with("gw.toml:")), "{errors}");
         }
+    }
+}
+
+/// Minutes each: only `cargo xtask test --slow` runs what is in a module of this name.
+mod slow {
+    use super::*;
+
+    #[test]
+    fn ten_million_arrivals_are_delivered_or_counted_once() {
+        take_in(MANY, 8);
+    }
+
+    #[test]
+    fn ten_million_frames_are_sent_or_counted_once() {
+        send_out(MANY, 10);
     }
 }

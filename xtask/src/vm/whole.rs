@@ -3,7 +3,7 @@
 //!
 //! What a program holds is asked of the program, so a new test is run without being listed here. Invariant: a test that is not
 //! run is named here, with the reason. Deliberately absent: WireGuard's own programs, which say little that the kernel
-//! decides beyond the selection, and tests whose names begin with `slow_`, which are left out on the host too.
+//! decides beyond the selection, and tests in modules named `slow`, which are left out on the host too.
 
 use std::path::Path;
 use std::process::Command;
@@ -54,7 +54,7 @@ const WIREGUARD_GO: &str = "it is about WireGuard, and needs wireguard-go";
 /// How long a program may take for each of its tests: this only ends what hangs.
 const TEST_SECONDS: u64 = 300;
 /// What takes minutes on any machine; `cargo xtask test --slow` runs it.
-const SLOW: &str = "slow_";
+const SLOW: &str = "slow::";
 
 /// A test program.
 pub struct Whole {
@@ -105,7 +105,7 @@ impl Whole {
             bail!("{} has no test {} that could be left out", self.name, gone.test);
         }
         let left_out: Vec<_> = self.left_out(kernel).map(|left_out| left_out.test).collect();
-        let is_left_out = |test: &str| is_slow(test) || left_out.contains(&test);
+        let is_left_out = |test: &str| test.contains(SLOW) || left_out.contains(&test);
         let all = wants(words, self.name);
         let wanted = tests.iter().filter(|test| !is_left_out(test) && (all || wants(words, test)));
         let names: Vec<String> = wanted.map(|test| (*test).to_owned()).collect();
@@ -127,11 +127,6 @@ impl Whole {
 /// Which programs are not run, and why, in lines for a reader.
 pub fn programs_left_out() -> impl Iterator<Item = String> {
     LEFT_OUT.iter().map(|(program, why)| format!("without {program}: {why}"))
-}
-
-/// Its name begins so, whatever module it is in.
-fn is_slow(test: &str) -> bool {
-    test.rsplit("::").next().is_some_and(|name| name.starts_with(SLOW))
 }
 
 /// The names in `a::law: test`.
@@ -158,7 +153,7 @@ mod tests_of_the_choice {
 
     #[test]
     fn every_test_is_run_but_what_is_slow_or_left_out() {
-        let listed = "a::law: test\na::slow_one: test\ntoo_fast: test\nnew: test\nlaw: test\n";
+        let listed = "a::law: test\nslow::one: test\ntoo_fast: test\nnew: test\nlaw: test\n";
         let (arguments, count) = chosen_on(&[6, 12], listed, &[]).unwrap();
         assert_eq!((arguments[2..].join(" "), count), ("a::law new law".to_owned(), 3));
         let (arguments, count) = chosen_on(&[6, 1], listed, &[]).unwrap();
