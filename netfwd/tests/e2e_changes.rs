@@ -105,11 +105,7 @@ fn the_underlay_may_go_down_and_come_back() {
         rig.tcp_out(Family::V4, 2, scaled(4_000_000));
         rig.udp_in(Family::V4, equal(), scaled(2_000));
     });
-    assert!(
-        growth.redirected() > scaled(8_000_000) as f64 / 1450.0,
-        "{} packets came through AF_XDP",
-        growth.redirected()
-    );
+    growth.assert_redirected(8_000_000);
     rig.stop();
 }
 
@@ -127,11 +123,7 @@ fn the_underlay_may_get_another_mac_address() {
             rig.tcp_out(Family::V4, 2, scaled(4_000_000));
             rig.udp_in(Family::V4, equal(), scaled(2_000));
         });
-        assert!(
-            growth.redirected() > scaled(8_000_000) as f64 / 1450.0,
-            "{} packets came through AF_XDP",
-            growth.redirected()
-        );
+        growth.assert_redirected(8_000_000);
     }
     // Until XDP knows, the kernel's socket has what comes.
     let others = rig.metrics().growth(&first, "netfwd_xdp_passes_total", &[("reason", "other_station")]);
@@ -163,11 +155,7 @@ fn an_underlay_is_lost_and_comes_back(options: Options) {
         await_mode(&rig, "copy", queues);
     });
     let ((), growth) = rig.during(|| rig.tcp_in(Family::V4, 4, scaled(4_000_000)));
-    assert!(
-        growth.redirected() >= scaled(16_000_000) as f64 / 1450.0,
-        "{} packets came through AF_XDP",
-        growth.redirected()
-    );
+    growth.assert_redirected(16_000_000);
     rig.tcp_out(Family::V4, 4, scaled(4_000_000));
     let said = |text| rig.netfwd.log().lines().filter(|line| line.contains(text)).count();
     assert_eq!((said("the interface is gone"), said("underlay under0: XDP native")), (1, 2), "{}", rig.netfwd.log());
@@ -239,11 +227,7 @@ fn an_underlay_that_comes_back_and_refuses_xdp_is_used_through_the_kernels_socke
     receive_queues(2);
     await_mode(&rig, "copy", 2.0);
     let ((), growth) = rig.during(|| rig.a_little_of_everything());
-    assert!(
-        growth.redirected() > scaled(8_000_000) as f64 / 1450.0,
-        "{} packets came through AF_XDP",
-        growth.redirected()
-    );
+    growth.assert_redirected(8_000_000);
     rig.stop();
 }
 

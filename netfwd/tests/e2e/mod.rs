@@ -30,6 +30,8 @@ pub const NETFWD: &str = env!("CARGO_BIN_EXE_netfwd");
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// How long counters may take to say what has happened.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// No TCP segment of the labs carries more.
+const LONGEST: f64 = 1500.0;
 /// The daemon's line about TUN devices without UDP segmentation offload.
 pub const WITHOUT_USO: &str = "the kernel has no UDP segmentation offload for TUN";
 /// A rate that the unoptimized daemon follows without loss on a busy machine, in Gbit/s.
@@ -307,6 +309,12 @@ impl Growth {
     pub fn coalescing(&self, proto: &str) -> f64 {
         let labels = [("proto", proto)];
         self.of("netfwd_gro_input_packets_total", &labels) / self.of("netfwd_gro_output_frames_total", &labels)
+    }
+
+    /// Asserts that TCP of so many bytes, fewer on a slow machine ([`scaled`]), came through AF_XDP.
+    pub fn assert_redirected(&self, bytes: u64) {
+        let (least, redirected) = (scaled(bytes) as f64 / LONGEST, self.redirected());
+        assert!(redirected >= least, "{redirected} packets came through AF_XDP, not {least}");
     }
 
     /// Packets that XDP handed to AF_XDP.
