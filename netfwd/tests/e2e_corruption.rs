@@ -31,6 +31,8 @@ struct BadCable {
     lab: Lab,
     netfwd: Netfwd,
     before: Metrics,
+    /// How many of the flips hit UDP.
+    hit_udp: u64,
 }
 
 impl BadCable {
@@ -38,13 +40,13 @@ impl BadCable {
         let lab = Lab::with(Options { flip_every: Some(EVERY), ..Options::with_tunnels([tunnel]) }).unwrap();
         let netfwd = start(&lab, &config(Config::of(&lab)));
         let before = netfwd.metrics().unwrap();
-        Self { lab, netfwd, before }
+        Self { lab, netfwd, before, hit_udp: 0 }
     }
 
     /// A run in which no queue ran over.
     fn carried(tunnel: &Tunnel, config: impl Fn(Config) -> Config) -> Self {
         for _ in 0..3 {
-            let run = Self::new(tunnel.clone(), &config);
+            let mut run = Self::new(tunnel.clone(), &config);
             if run.carry() {
                 assert!(run.flips() > 50, "{} flips", run.flips());
                 return run;
@@ -59,7 +61,7 @@ impl BadCable {
 
     /// TCP and UDP over both families into the network behind the gateway. Nothing that arrives is wrong, and UDP
     /// misses exactly what was hit; false when something else was lost in a queue.
-    fn carry(&self) -> bool {
+    fn carry(&mut self) -> bool {
         for family in [Family::V4, Family::V6] {
             let address = self.lab.server_address(family);
             let report = tcp::run(&self.lab.peer, &self.lab.server, address, tcp::Load::of_bytes(2, 10 * MIB)).unwrap();
@@ -75,6 +77,7 @@ impl BadCable {
                     return false;
                 }
                 assert_eq!(report.lost(), hit, "{report:?}");
+                self.hit_udp += hit;
             }
         }
         true
@@ -196,8 +199,10 @@ fn counts_every_flip(tunnel: Tunnel, xdp: &str, counter: &str, reason: &str) {
     wait_until(Duration::from_secs(2), || tolerated() == (flips, flips));
     assert_eq!(tolerated(), (flips, flips), "{}", run.traces());
     assert_eq!(run.grown("netfwd_drops_total", &[("direction", "ingress")]), 0, "{}", run.traces());
-    // Each of them seeded a frame of its own for that reason: none was merged.
-    assert_eq!(run.grown("netfwd_gro_flush_total", &[("reason", "checksum")]), flips);
+    // Each of them seeded a frame of its own for that reason: none was merged. Where the kernel takes no UDP superframes, no
+    // UDP is ever merged, and that is the reason given.
+    let candidates = if run.netfwd.lacks_uso() { flips - run.hit_udp } else { flips };
+    assert_eq!(run.grown("netfwd_gro_flush_total", &[("reason", "checksum")]), candidates, "{}", run.traces());
 }
 
 #[test]

@@ -5,8 +5,8 @@
 
 mod e2e;
 
-use e2e::{Rig, WITHOUT_USO, equal, scaled};
-use xtask::lab::{Family, Options};
+use e2e::{Rig, equal, scaled};
+use xtask::lab::{Family, Options, WITHOUT_USO};
 
 /// TUN devices read and write UDP superframes since this release.
 const USO_SINCE: (u32, u32) = (6, 2);

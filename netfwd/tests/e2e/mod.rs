@@ -32,8 +32,6 @@ pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// No TCP segment of the labs carries more.
 const LONGEST: f64 = 1500.0;
-/// The daemon's line about TUN devices without UDP segmentation offload.
-pub const WITHOUT_USO: &str = "the kernel has no UDP segmentation offload for TUN";
 /// A rate that the unoptimized daemon follows without loss on a busy machine, in Gbit/s.
 const RATE: f64 = 0.15;
 
@@ -167,7 +165,7 @@ impl Rig {
     /// Asserts that so many UDP packets came in each frame; or, where the kernel's TUN devices take no UDP superframes, one.
     pub fn assert_udp_coalesced(&self, growth: &Growth, least: f64) {
         let coalescing = growth.coalescing("udp");
-        if self.netfwd.log().contains(WITHOUT_USO) {
+        if self.netfwd.lacks_uso() {
             assert_eq!(coalescing, 1.0, "packets a frame, without UDP superframes");
         } else {
             assert!(coalescing >= least, "{coalescing} packets a frame");

@@ -34,7 +34,7 @@ use anyhow::{Context, Result};
 
 pub use metrics::{Metrics, Sample};
 pub use namespace::Namespace;
-pub use netfwd::{Config, METRICS_ADDRESS, Netfwd};
+pub use netfwd::{Config, METRICS_ADDRESS, Netfwd, WITHOUT_USO};
 pub use process::{Process, output};
 pub use tunnel::{Family, Side, Tunnel, TunnelKind};
 pub use wire::Wire;

@@ -20,6 +20,9 @@ use crate::machine::{slowness, wait_until};
 /// Where the daemon's metrics are, inside the gateway's namespace.
 pub const METRICS_ADDRESS: &str = "127.0.0.1:9477";
 
+/// The daemon's line about TUN devices without UDP segmentation offload.
+pub const WITHOUT_USO: &str = "the kernel has no UDP segmentation offload for TUN";
+
 /// How long the daemon may take to be ready; generous, for a debug build on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// The daemon promises to end within two seconds of SIGTERM; the rest is for a busy machine.
@@ -150,6 +153,11 @@ impl Netfwd {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.process.output()
+    }
+
+    /// Did it find a kernel that takes no UDP superframes, so that only TCP is coalesced?
+    pub fn lacks_uso(&self) -> bool {
+        self.log().contains(WITHOUT_USO)
     }
 
     /// Has it not ended yet?
