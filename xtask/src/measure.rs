@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use xtask::lab::{Config, Device, Family, KernelGateway, Lab, Metrics, Netfwd, Program};
+use xtask::lab::{Config, Device, Family, KernelGateway, Lab, Metrics, Netfwd, Program, UNDERLAY};
 use xtask::load::{Progress, tcp, udp};
 use xtask::machine;
 
@@ -188,8 +188,28 @@ pub struct Outcome {
     pub process_per_gigabyte: Option<f64>,
     /// What the gateway counted meanwhile.
     pub counts: Counts,
-    /// Share of the datagrams that never came.
-    pub loss: f64,
+    /// What became of datagrams that never came; of TCP nothing is known here.
+    pub losses: Option<Losses>,
+}
+
+/// Shares of the datagrams sent that were lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Losses {
+    /// All of them.
+    pub total: f64,
+    /// Those that never reached the gateway: what the far end could not take. The peer's kernel sends datagrams one by one,
+    /// so they can be counted there; on the way out superframes leave, and this is not known.
+    pub before: Option<f64>,
+}
+
+impl Losses {
+    fn of(report: &udp::Report, arrived: Option<u64>) -> Self {
+        let share = |part: u64| part as f64 / report.sent.max(1) as f64;
+        Self {
+            total: share(report.lost()),
+            before: arrived.map(|arrived| share(report.lost().min(report.sent.saturating_sub(arrived)))),
+        }
+    }
 }
 
 /// Growth of the daemon's counters.
@@ -228,7 +248,8 @@ pub fn measure(lab: &Lab, gateway: &Gateway<'_>, case: Case, mut each_second: im
     let progress = Arc::new(Progress::default());
     let before = gateway.metrics()?;
     let (cpu, process) = (machine::cpu_time()?, gateway.cpu_time());
-    let (gigabits, bytes, loss) = thread::scope(|scope| {
+    let arrived = lab.gateway.arrived(UNDERLAY)?;
+    let report = thread::scope(|scope| {
         let load = scope.spawn(|| send(lab, case, Arc::clone(&progress)));
         let mut next = Instant::now() + Duration::from_secs(1);
         while !load.is_finished() {
@@ -240,15 +261,51 @@ pub fn measure(lab: &Lab, gateway: &Gateway<'_>, case: Case, mut each_second: im
         }
         load.join().map_err(|_| anyhow!("the load panicked"))?
     })?;
-    let per_gigabyte = |time: Duration| time.as_secs_f64() / (bytes as f64 / 1e9);
+    let per_gigabyte = |time: Duration| time.as_secs_f64() / (report.bytes() as f64 / 1e9);
     let cpu_per_gigabyte = per_gigabyte(machine::cpu_time()?.saturating_sub(cpu));
     let process = process.zip(gateway.cpu_time()).map(|(before, after)| after.saturating_sub(before));
     let counts = Counts::between(&before, &gateway.metrics()?);
-    Ok(Outcome { gigabits, cpu_per_gigabyte, process_per_gigabyte: process.map(per_gigabyte), counts, loss })
+    let arrived = lab.gateway.arrived(UNDERLAY)? - arrived;
+    Ok(Outcome {
+        gigabits: report.gigabits(),
+        cpu_per_gigabyte,
+        process_per_gigabyte: process.map(per_gigabyte),
+        counts,
+        losses: report.losses((case.direction == Direction::Ingress).then_some(arrived)),
+    })
 }
 
-/// Returns Gbit/s, bytes and the share lost.
-fn send(lab: &Lab, case: Case, progress: Arc<Progress>) -> Result<(f64, u64, f64)> {
+/// What the receiver says.
+enum Report {
+    Tcp(tcp::Report),
+    Udp(udp::Report),
+}
+
+impl Report {
+    fn gigabits(&self) -> f64 {
+        match self {
+            Self::Tcp(report) => report.gigabits(),
+            Self::Udp(report) => report.gigabits(),
+        }
+    }
+
+    /// Of payload.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Tcp(report) => report.received,
+            Self::Udp(report) => report.bytes,
+        }
+    }
+
+    fn losses(&self, arrived: Option<u64>) -> Option<Losses> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Udp(report) => Some(Losses::of(report, arrived)),
+        }
+    }
+}
+
+fn send(lab: &Lab, case: Case, progress: Arc<Progress>) -> Result<Report> {
     let (from, to, address) = match case.direction {
         Direction::Ingress => (&lab.peer, &lab.server, lab.server_address(Family::V4)),
         Direction::Egress => (&lab.server, &lab.peer, lab.peer_address(Family::V4)),
@@ -256,13 +313,25 @@ fn send(lab: &Lab, case: Case, progress: Arc<Progress>) -> Result<(f64, u64, f64
     match case.protocol {
         Protocol::Tcp { flows } => {
             let load = tcp::Load::for_seconds(flows, case.seconds);
-            let report = tcp::run_watched(from, to, address, load, progress)?;
-            Ok((report.gigabits(), report.received, 0.0))
+            tcp::run_watched(from, to, address, load, progress).map(Report::Tcp)
         }
         Protocol::Udp { rate } => {
             let load = udp::Load::for_seconds(DATAGRAM, case.seconds, rate);
-            let report = udp::run_watched(from, to, address, &load, progress)?;
-            Ok((report.gigabits(), report.bytes, report.lost() as f64 / report.sent.max(1) as f64))
+            udp::run_watched(from, to, address, &load, progress).map(Report::Udp)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_before_the_gateway_are_part_of_all_losses() {
+        let report = udp::Report { sent: 100, received: 60, ..udp::Report::default() };
+        assert_eq!(Losses::of(&report, Some(70)), Losses { total: 0.4, before: Some(0.3) });
+        // A keepalive and a handshake have arrived, too.
+        assert_eq!(Losses::of(&report, Some(102)), Losses { total: 0.4, before: Some(0.0) });
+        assert_eq!(Losses::of(&report, None), Losses { total: 0.4, before: None });
     }
 }

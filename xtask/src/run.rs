@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use xtask::interrupt;
 use xtask::lab::{Lab, METRICS_ADDRESS, Options, Program, Tunnel};
 
-use crate::measure::{Case, Counts, Direction, Gateway, Outcome, Protocol, Subject, measure};
+use crate::measure::{Case, Counts, Direction, Gateway, Losses, Outcome, Protocol, Subject, measure};
 use crate::{cargo, setup};
 
 /// Offered load of the UDP part: what one core of a small machine forwards without loss.
@@ -154,6 +154,12 @@ fn summarize(cases: &[Case], subjects: [Subject; 2], columns: &[Vec<Outcome>]) {
 }
 
 fn cell(outcome: &Outcome) -> String {
-    let loss = if outcome.loss > 0.0 { format!(", {:.1} % lost", outcome.loss * 100.0) } else { String::new() };
+    let loss = outcome.losses.filter(|losses| losses.total > 0.0).map(told).unwrap_or_default();
     format!("{:.2} Gbit/s, {:.2} CPU-s/GB{loss}", outcome.gigabits, outcome.cpu_per_gigabyte)
+}
+
+fn told(losses: Losses) -> String {
+    let before =
+        losses.before.filter(|share| *share > 0.0).map(|share| format!(" ({:.1} % before the gateway)", share * 100.0));
+    format!(", {:.1} % lost{}", losses.total * 100.0, before.unwrap_or_default())
 }

@@ -166,8 +166,10 @@ fn figures_of(subject: Subject, case: Case, outcome: &Outcome) -> Vec<Figure> {
         figure(subject, &case.name(), outcome.gigabits, "Gbit/s"),
         figure(subject, &case.name(), outcome.cpu_per_gigabyte, "CPU-seconds per GB, whole machine"),
     ];
-    if matches!(case.protocol, Protocol::Udp { .. }) {
-        figures.push(figure(subject, &case.name(), outcome.loss * 100.0, "% of datagrams lost"));
+    if let Some(losses) = outcome.losses {
+        figures.push(figure(subject, &case.name(), losses.total * 100.0, "% of datagrams lost"));
+        let before = losses.before.map(|share| (share * 100.0, "% of datagrams lost before the gateway"));
+        figures.extend(before.map(|(value, unit)| figure(subject, &case.name(), value, unit)));
     }
     if let Some(process) = outcome.process_per_gigabyte {
         figures.push(figure(subject, &case.name(), process, "CPU-seconds per GB, the gateway's process"));

@@ -106,13 +106,23 @@ impl Namespace {
         self.run(|| fs::read_to_string(&path))?.with_context(|| format!("cannot read {path} in {}", self.name))
     }
 
+    /// Frames that a device has received.
+    pub fn arrived(&self, device: &str) -> Result<u64> {
+        self.device_counter(device, 1)
+    }
+
     /// Frames that a device was to send and has dropped.
     pub fn unsent(&self, device: &str) -> Result<u64> {
+        self.device_counter(device, 11)
+    }
+
+    /// Eight numbers about receiving: bytes, packets, errors, drops and four more; then as many about sending
+    /// (net/core/net-procfs.c).
+    fn device_counter(&self, device: &str, column: usize) -> Result<u64> {
         let text = self.proc_net("dev")?;
         let line = text.lines().find_map(|line| line.trim_start().strip_prefix(device)?.strip_prefix(':'));
-        // Eight numbers about receiving, then bytes, packets, errors and drops (net/core/net-procfs.c).
-        let dropped = line.and_then(|counters| counters.split_whitespace().nth(11)?.parse().ok());
-        dropped.with_context(|| format!("no counters of {device} in:\n{text}"))
+        let counter = line.and_then(|counters| counters.split_whitespace().nth(column)?.parse().ok());
+        counter.with_context(|| format!("no counters of {device} in:\n{text}"))
     }
 
     /// One of the counters in `/sys/class/net/<device>/statistics`.
