@@ -172,7 +172,7 @@ impl Case {
         match self.protocol {
             Protocol::Tcp { flows: 1 } => format!("TCP {way}, 1 flow"),
             Protocol::Tcp { flows } => format!("TCP {way}, {flows} flows"),
-            Protocol::Udp { .. } => format!("UDP {way}"),
+            Protocol::Udp { rate } => format!("UDP {way}, {rate} Gbit/s offered"),
         }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use xtask::interrupt;
 use xtask::lab::{Lab, METRICS_ADDRESS, Options, Program, Tunnel};
 
-use crate::measure::{Case, Counts, Direction, Gateway, Losses, Outcome, Protocol, Subject, measure};
+use crate::measure::{Case, Counts, Direction, Gateway, Outcome, Protocol, Subject, measure};
 use crate::{cargo, setup};
 
 /// Offered load of the UDP part: what one core of a small machine forwards without loss.
@@ -144,22 +144,17 @@ fn print_line(case: Case, gigabits: f64, counts: Counts) {
 
 fn summarize(cases: &[Case], subjects: [Subject; 2], columns: &[Vec<Outcome>]) {
     let [first, second] = subjects.map(Subject::name);
-    println!("\n{:24} {first:>32} {second:>32}", "");
+    println!("\n{:36} {first:>40} {second:>40}", "");
     for (row, case) in cases.iter().enumerate() {
         let cells: Vec<String> = columns.iter().filter_map(|column| column.get(row)).map(cell).collect();
-        println!("{:24} {}", case.name(), cells.iter().map(|cell| format!("{cell:>32}")).collect::<Vec<_>>().join(" "));
+        println!("{:36} {}", case.name(), cells.iter().map(|cell| format!("{cell:>40}")).collect::<Vec<_>>().join(" "));
     }
     println!("CPU-seconds are the whole machine's, load tool and veth pairs included, for each GB of payload.");
     println!("AF_XDP on veth copies each packet where the kernel's own path does not: see cargo xtask bench.");
 }
 
 fn cell(outcome: &Outcome) -> String {
-    let loss = outcome.losses.filter(|losses| losses.total > 0.0).map(told).unwrap_or_default();
-    format!("{:.2} Gbit/s, {:.2} CPU-s/GB{loss}", outcome.gigabits, outcome.cpu_per_gigabyte)
-}
-
-fn told(losses: Losses) -> String {
-    let before =
-        losses.before.filter(|share| *share > 0.0).map(|share| format!(" ({:.1} % before the gateway)", share * 100.0));
-    format!(", {:.1} % lost{}", losses.total * 100.0, before.unwrap_or_default())
+    let lost = outcome.losses.map(|losses| losses.total * 100.0).filter(|percent| *percent > 0.0);
+    let lost = lost.map(|percent| format!(", {percent:.1} % lost")).unwrap_or_default();
+    format!("{:.2} Gbit/s, {:.2} CPU-s/GB{lost}", outcome.gigabits, outcome.cpu_per_gigabyte)
 }

@@ -81,8 +81,8 @@ pub fn perform(arguments: &Arguments) -> Result<()> {
             Bench::Xdp => micro("xdp")?,
             Bench::Coalesce => micro("coalesce")?,
             Bench::Segment => micro("segment")?,
-            Bench::Lab => arguments.lab(Course::Vxlan, &Subject::VXLAN)?,
-            Bench::Wireguard => arguments.lab(Course::WireGuard(arguments.far_end()?), &Subject::WIREGUARD)?,
+            Bench::Lab => arguments.lab(Course::Vxlan)?,
+            Bench::Wireguard => arguments.lab(Course::WireGuard(arguments.far_end()?))?,
         });
     }
     print!("{}", report::tables(&figures));
@@ -90,10 +90,14 @@ pub fn perform(arguments: &Arguments) -> Result<()> {
 }
 
 impl Arguments {
-    /// One lab with those of its subjects that were asked for.
-    fn lab(&self, course: Course, subjects: &[Subject]) -> Result<Vec<Figure>> {
-        let wanted = |subject: &&Subject| self.subjects.is_empty() || self.subjects.contains(subject);
-        let subjects: Vec<Subject> = subjects.iter().filter(wanted).copied().collect();
+    /// One lab with the subjects that were asked for, as far as they have a place there, or with its usual ones.
+    fn lab(&self, course: Course) -> Result<Vec<Figure>> {
+        let wanted = if self.subjects.is_empty() { course.subjects() } else { &self.subjects };
+        let (subjects, others): (Vec<Subject>, Vec<Subject>) =
+            wanted.iter().partition(|subject| course.takes(**subject));
+        for subject in others {
+            eprintln!("{}: {} has no place there", course.name(), subject.name());
+        }
         let wanted = |load: &Load| self.loads.is_empty() || self.loads.contains(load);
         let loads: Vec<Load> = Load::ALL.into_iter().filter(wanted).collect();
         lab::measure_all(course, &subjects, Extent { loads: &loads, rounds: self.rounds, seconds: self.seconds })
