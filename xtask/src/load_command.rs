@@ -78,7 +78,7 @@ pub fn perform(task: &Task) -> Result<()> {
             println!("sent {sent} bytes, {:.2} Gbit/s", gigabits(sent, start.elapsed()));
         }
         Task::UdpReceive { port, verify, patience } => {
-            let socket = udp::listen((Ipv6Addr::UNSPECIFIED, port).into())?;
+            let socket = udp::listen((Ipv6Addr::UNSPECIFIED, port).into(), true)?;
             let patience = Duration::from_secs_f64(patience);
             let report = udp::receive(&socket, verify, patience, &Progress::default())?;
             println!("{:.2} Gbit/s, {report:?}", report.gigabits());

@@ -258,6 +258,8 @@ impl Lab {
         let options = self.underlay_link();
         self.connect((&self.peer, UNDERLAY), (&middle, wire::PEER_END), &options)?;
         self.connect((&middle, wire::GATEWAY_END), (&self.gateway, UNDERLAY), &options)?;
+        // A cable keeps the order.
+        [wire::PEER_END, wire::GATEWAY_END].into_iter().try_for_each(|end| middle.receive_on_one_cpu(end))?;
         // A packet socket takes frames as they are: nothing may be left for a device to finish.
         self.gateway.exec(&format!("ethtool -K {UNDERLAY} {NO_OFFLOADS}"))?;
         let ports = self.options.tunnels.iter().map(|tunnel| tunnel.port).collect();

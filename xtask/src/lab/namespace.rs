@@ -132,6 +132,16 @@ impl Namespace {
         text.trim().parse().with_context(|| format!("{device}: odd counter {counter}: {text}"))
     }
 
+    /// Has one CPU process everything that a device receives (RPS), whichever it came to.
+    ///
+    /// Queues between a device and a socket are per CPU (the backlog of a device without NAPI, a tunnel device's
+    /// `gro_cells`), so where a CPU stops for a while, as an emulator's do, what was sent later overtakes on another.
+    pub fn receive_on_one_cpu(&self, device: &str) -> Result<()> {
+        let script =
+            format!("for mask in /sys/class/net/{device}/queues/rx-*/rps_cpus; do echo 1 > $mask || exit; done");
+        output(self.command("sh").args(["-c", &script])).map(drop)
+    }
+
     /// The processes whose first thread is in the namespace.
     pub fn processes(&self) -> Result<Vec<Pid>> {
         processes_in(&self.name)
