@@ -276,6 +276,9 @@ impl Device {
             let mut state = peer.lock();
             state.set_identity(&identity, is_placeholder);
             self.sessions.sweep(peer, &mut state);
+            if state.is_interrupted && !is_placeholder {
+                self.ask_for(peer);
+            }
         }
     }
 
@@ -410,7 +413,9 @@ impl State {
     /// The device has another key, or none: no session outlives that. What the library keeps of the peer does, as in the kernel: it
     /// remembers the newest handshake. Without a key it lies by with a placeholder, so that nothing is left of the one it had.
     fn set_identity(&mut self, identity: &Identity, is_placeholder: bool) {
+        let is_wanted = self.is_initiating || self.is_interrupted;
         self.forget_sessions();
+        self.is_interrupted = is_wanted;
         let Some(mut session) = self.session.take().or_else(|| self.dormant.take()) else { return };
         session.set_static_private(identity.secret().clone(), *identity.public(), Arc::clone(identity.limiter()));
         *if is_placeholder { &mut self.dormant } else { &mut self.session } = Some(session);
