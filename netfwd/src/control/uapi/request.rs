@@ -73,6 +73,11 @@ impl Reader {
         Self { scope_of, state: State::Idle }
     }
 
+    /// Between two requests.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
     /// Takes a line without its end; a request that it completes.
     ///
     /// After a fault the rest of the request is read past, so that what follows it keeps its meaning.
