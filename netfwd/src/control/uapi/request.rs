@@ -73,6 +73,11 @@ impl Reader {
         Self { scope_of, state: State::Idle }
     }
 
+    /// Between two requests.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
     /// Takes a line without its end; a request that it completes.
     ///
     /// After a fault the rest of the request is read past, so that what follows it keeps its meaning.
@@ -220,8 +225,15 @@ fn number(value: &str, max: u32, what: &'static str) -> Parsed<u32> {
 /// A prefix; a `-` before it takes it away.
 fn allowed_ip(value: &str) -> Parsed<AllowedIpUpdate> {
     let (remove, prefix) = value.strip_prefix('-').map_or((false, value), |prefix| (true, prefix));
-    let prefix: IpNet = prefix.parse().map_err(|_| invalid("allowed_ip"))?;
+    let prefix = read_prefix(prefix).ok_or(invalid("allowed_ip"))?;
     Ok(AllowedIpUpdate { prefix: prefix.trunc(), remove })
+}
+
+/// The address is the standard library's to read: `010.0.0.0` is eight to those who take it for octal, so it refuses that.
+fn read_prefix(value: &str) -> Option<IpNet> {
+    let (address, len) = value.split_once('/')?;
+    let len = number(len, 128, "").ok()? as u8;
+    IpNet::new(address.parse().ok()?, len).ok()
 }
 
 /// `address:port`, where a link-local address may name its interface (`[fe80::1%eth0]:51820`).

@@ -29,7 +29,8 @@ use super::{Configurable, response};
 pub const DIRECTORY: &str = "/var/run/wireguard";
 /// Connections at a time; more wait.
 const MAX_CONNECTIONS: usize = 32;
-/// How long a client may neither say nor take anything.
+/// How long a client may neither go on with a request nor take an answer. Between requests he may be silent as he likes, while nobody
+/// waits: some keep a connection and ask once in a minute.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long he may be silent while others wait.
 const GRACE: Duration = Duration::from_secs(1);
@@ -212,18 +213,22 @@ struct Connection {
     filled: usize,
     /// Inside a line that is too long, up to its end.
     skipping: bool,
+    patience: Duration,
 }
 
 impl Connection {
     fn new(stream: UnixStream, crowd: Arc<Crowd>) -> Self {
         let buffer = Zeroizing::new(vec![0; CHUNK]);
-        Self { stream, crowd, reader: Reader::new(scope_of), buffer, filled: 0, skipping: false }
+        let reader = Reader::new(scope_of);
+        Self { stream, crowd, reader, buffer, filled: 0, skipping: false, patience: PATIENCE }
     }
 
     async fn serve<D: Configurable>(mut self, name: &str, device: &D) -> io::Result<()> {
         loop {
+            let is_idle = self.filled == 0 && self.reader.is_idle();
+            let patience = if is_idle { Duration::MAX } else { self.patience };
             let read = tokio::select! {
-                read = timeout(PATIENCE, self.stream.read(&mut self.buffer[self.filled..])) => read??,
+                read = timeout(patience, self.stream.read(&mut self.buffer[self.filled..])) => read??,
                 () = self.crowd.wants_room() => return Err(io::Error::other("silent while others wait")),
             };
             if read == 0 {
@@ -295,7 +300,7 @@ impl Connection {
                 response::status_line(refusal.errno).into()
             }
         };
-        timeout(PATIENCE, self.stream.write_all(answer.as_bytes())).await?
+        timeout(self.patience, self.stream.write_all(answer.as_bytes())).await?
     }
 }
 
@@ -309,3 +314,6 @@ fn scope_of(interface: &str) -> Option<u32> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET6, rustix::net::SocketType::DGRAM, None).ok()?;
     rustix::net::netdevice::name_to_index(socket, interface).ok()
 }
+
+#[cfg(test)]
+mod tests;

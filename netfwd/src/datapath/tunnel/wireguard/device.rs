@@ -54,6 +54,8 @@ pub struct Device {
 #[derive(Default)]
 struct Config {
     peers: HashMap<PublicKey, Entry>,
+    /// How many there ever were.
+    count: u64,
 }
 
 /// What sessions are made with. Nothing else is locked while this is: it may be read under a peer's lock.
@@ -65,6 +67,8 @@ struct Own {
 
 struct Entry {
     peer: Arc<Peer>,
+    /// The later it came, the greater.
+    place: u64,
     prefixes: BTreeSet<IpNet>,
 }
 
@@ -145,9 +149,12 @@ impl Device {
     /// Key and peers; `listen_port` and `fwmark` are left at 0 for the sockets' owner.
     pub fn status(&self) -> DeviceStatus {
         let config = self.config();
+        let mut entries: Vec<_> = config.peers.values().collect();
+        // `wg-quick save` writes a file from this, and its sections are to stay where they are.
+        entries.sort_unstable_by_key(|entry| entry.place);
         DeviceStatus {
             private_key: self.identity().map(|identity| identity.key().clone()),
-            peers: config.peers.values().map(Entry::status).collect(),
+            peers: entries.into_iter().map(Entry::status).collect(),
             ..DeviceStatus::default()
         }
     }
@@ -269,6 +276,9 @@ impl Device {
             let mut state = peer.lock();
             state.set_identity(&identity, is_placeholder);
             self.sessions.sweep(peer, &mut state);
+            if state.is_interrupted && !is_placeholder {
+                self.ask_for(peer);
+            }
         }
     }
 
@@ -302,7 +312,10 @@ impl Device {
         if is_own || (update.update_only && !config.peers.contains_key(&key)) {
             return;
         }
-        let entry = config.peers.entry(key).or_insert_with(|| Entry::new(key));
+        let entry = config.peers.entry(key).or_insert_with(|| {
+            config.count += 1;
+            Entry::new(key, config.count)
+        });
         let peer = Arc::clone(&entry.peer);
         if peer.lock().apply(update) {
             self.activate(&peer);
@@ -316,7 +329,7 @@ impl Device {
     }
 
     fn remove_peer(&self, config: &mut Config, table: &mut AllowedIps, key: &PublicKey) {
-        let Some(Entry { peer, prefixes }) = config.peers.remove(key) else { return };
+        let Some(Entry { peer, prefixes, .. }) = config.peers.remove(key) else { return };
         prefixes.into_iter().for_each(|prefix| table.remove(prefix));
         let mut state = peer.lock();
         state.is_removed = true;
@@ -349,8 +362,8 @@ impl Config {
 }
 
 impl Entry {
-    fn new(key: PublicKey) -> Self {
-        Self { peer: Peer::new(key), prefixes: BTreeSet::new() }
+    fn new(key: PublicKey, place: u64) -> Self {
+        Self { peer: Peer::new(key), place, prefixes: BTreeSet::new() }
     }
 
     fn status(&self) -> PeerStatus {
@@ -400,7 +413,9 @@ impl State {
     /// The device has another key, or none: no session outlives that. What the library keeps of the peer does, as in the kernel: it
     /// remembers the newest handshake. Without a key it lies by with a placeholder, so that nothing is left of the one it had.
     fn set_identity(&mut self, identity: &Identity, is_placeholder: bool) {
+        let is_wanted = self.is_initiating || self.is_interrupted;
         self.forget_sessions();
+        self.is_interrupted = is_wanted;
         let Some(mut session) = self.session.take().or_else(|| self.dormant.take()) else { return };
         session.set_static_private(identity.secret().clone(), *identity.public(), Arc::clone(identity.limiter()));
         *if is_placeholder { &mut self.dormant } else { &mut self.session } = Some(session);

@@ -267,7 +267,7 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
         self.device.activate(peer);
     }
 
-    /// A worker asked for this peer: it has confirmed a session, or packets wait for one.
+    /// A worker asked for this peer, since it has confirmed a session or packets wait for one; or our key has changed meanwhile.
     fn look_after(&mut self, peer: &Arc<Peer>) {
         let mut state = peer.lock();
         if state.is_removed {
@@ -277,7 +277,8 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
             self.complete(peer, &mut state, Role::Responder);
         }
         self.release(peer, &mut state);
-        if !state.staged.is_empty() && !self.device.is_down() {
+        let is_interrupted = mem::take(&mut state.is_interrupted);
+        if (is_interrupted || !state.staged.is_empty()) && !self.device.is_down() {
             self.initiate(peer, &mut state);
             self.device.activate(peer);
         }
@@ -357,7 +358,10 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
             return false;
         }
         let Some(session) = self.device.with_session(peer, state) else {
-            self.give_up(state);
+            // What waits for a key of ours goes on waiting, as in the kernel: `wg set` may bring it last.
+            if self.device.identity().is_some() {
+                self.give_up(state);
+            }
             return wants_keepalives;
         };
         match session.update_timers() {

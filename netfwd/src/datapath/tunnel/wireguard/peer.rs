@@ -56,6 +56,8 @@ pub(super) struct State {
     pub(super) indices: Vec<u32>,
     /// A handshake has been asked for or is under way.
     pub(super) is_initiating: bool,
+    /// Another key of ours has ended a handshake that was under way, or there was no key to begin it with: one is still wanted.
+    pub(super) is_interrupted: bool,
     /// We began the last handshake that was completed.
     pub(super) is_initiator: bool,
     /// The session that we answered for, until the peer uses it.
@@ -101,7 +103,8 @@ impl State {
 
     /// No session is left.
     pub(super) fn forget_sessions(&mut self) {
-        (self.is_initiating, self.is_confirmed, self.is_established, self.unconfirmed) = (false, false, false, None);
+        (self.is_initiating, self.is_interrupted) = (false, false);
+        (self.is_confirmed, self.is_established, self.unconfirmed) = (false, false, None);
     }
 }
 

@@ -81,7 +81,7 @@ pub struct DeviceStatus {
     pub listen_port: u16,
     /// The mark of its datagrams.
     pub fwmark: u32,
-    /// Its peers, in no particular order.
+    /// Its peers, in the order in which they came.
     pub peers: Vec<PeerStatus>,
 }
 

@@ -517,8 +517,25 @@ fn without_a_key_nobody_is_answered() {
     assert!(b.device.status().private_key.is_none());
     assert_eq!(b.send(inner(1), &packet(2, 1, b"?")).unwrap().staged, 1);
     b.tick();
-    assert_eq!(b.drops(Direction::Egress, Stage::Crypto, DropReason::NoSession), 1);
     assert_eq!(b.wire, []);
+    // But what we send waits for a key.
+    b.device.apply(&DeviceUpdate { private_key: Some(Some(b.key.clone())), ..DeviceUpdate::default() });
+    b.work();
+    assert_eq!(exchange(&mut a, &mut b), (vec![packet(2, 1, b"?")], vec![]));
+}
+
+#[test]
+fn a_handshake_under_way_begins_anew_with_another_key() {
+    let (mut a, b) = Host::pair();
+    a.know(&b, |peer| peer.persistent_keepalive = Some(25));
+    a.tick();
+    assert_eq!(take(&mut a)[0].kind(), MessageType::Initiation);
+    for (key, messages) in [(Some([7; 32]), 1), (None, 0), (Some([8; 32]), 1)] {
+        let private_key = Some(key.map(PrivateKey::from_bytes));
+        a.device.apply(&DeviceUpdate { private_key, ..DeviceUpdate::default() });
+        a.work();
+        assert_eq!(take(&mut a).len(), messages, "{key:?}");
+    }
 }
 
 #[test]

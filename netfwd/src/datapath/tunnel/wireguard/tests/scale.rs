@@ -45,6 +45,18 @@ fn timers_run_for_nobody_who_has_none() {
 }
 
 #[test]
+fn peers_are_told_in_the_order_in_which_they_came() {
+    let host = Host::new(1);
+    let change = |peers| host.device.apply(&DeviceUpdate { peers, ..DeviceUpdate::default() });
+    change((0..20).map(peer).collect());
+    change(vec![peer(7), PeerUpdate { remove: true, ..peer(3) }]);
+    change(vec![peer(3)]);
+    let told: Vec<_> = host.device.status().peers.iter().map(|peer| peer.public_key).collect();
+    let order = (0..3).chain(4..20).chain([3]);
+    assert_eq!(told, order.map(key).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_prefix_belongs_to_the_peer_it_was_last_given_to() {
     let host = Host::new(1);
     let give = |n, prefixes: &[&str]| {
