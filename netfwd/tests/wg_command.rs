@@ -180,6 +180,31 @@ fn sigterm_ends_it_and_a_killed_one_s_socket_is_replaced() {
 }
 
 #[test]
+fn a_hangup_is_a_good_end_too_unless_it_is_to_be_ignored() {
+    let Some(host) = Host::new("hup") else { return };
+    for (disposition, ends) in [("--default-signal=HUP", true), ("--ignore-signal=HUP", false)] {
+        let started = host.run("env", &[disposition, NETFWD, "wg", &host.device]);
+        assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+        let server = host.server().expect("a process").to_string();
+        output(Command::new("kill").args(["-HUP", &server])).expect("ours");
+        if !ends {
+            assert!(!wait_until(Duration::from_millis(500), || !host.has_link()), "it has ended");
+            host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
+        }
+        host.assert_gone();
+    }
+}
+
+#[test]
+fn the_process_that_stays_keeps_no_directory_busy() {
+    let Some(host) = Host::new("cwd") else { return };
+    let mut command = host.namespace.command(NETFWD);
+    assert!(command.args(["wg", &host.device]).current_dir("/proc/self").status().expect("it starts").success());
+    let server = host.server().expect("a process");
+    assert_eq!(fs::read_link(format!("/proc/{server}/cwd")).expect("procfs"), Path::new("/"));
+}
+
+#[test]
 fn the_name_netfwd_wg_takes_the_device_alone_as_wg_quick_gives_it() {
     let Some(host) = Host::new("name") else { return };
     let link = std::env::temp_dir().join(format!("netfwd-wg-{}", std::process::id()));
