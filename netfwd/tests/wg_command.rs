@@ -324,6 +324,40 @@ fn no_log_line_holds_a_key_however_much_is_logged() {
     host.assert_gone();
 }
 
+/// A device of `netfwd wg` has no metrics, so it is the log that tells why there is no session.
+#[test]
+fn a_verbose_log_says_who_is_asked_and_who_is_turned_away() {
+    let Some(host) = Host::new("why") else { return };
+    host.namespace.exec("ip link set lo up").expect("up");
+    let file = std::env::temp_dir().join(format!("netfwd-wg-why-{}", std::process::id()));
+    let log = fs::File::create(&file).expect("a file");
+    let mut command = host.namespace.command(NETFWD);
+    let mut child =
+        command.args(["wg", "-f", &host.device]).env("LOG_LEVEL", "verbose").stderr(log).spawn().expect("it starts");
+    assert!(wait_until(PATIENCE, || is_listening(&host.namespace, &host.device)), "no control socket");
+    let (private, peer) = ("11".repeat(32), "09".to_owned() + &"00".repeat(31));
+    let set = format!("set=1\nprivate_key={private}\npublic_key={peer}\n");
+    assert_eq!(host.say(&format!("{set}endpoint=127.0.0.1:9\npersistent_keepalive_interval=1\n\n")), "errno=0\n\n");
+    let [port] = &host.told(&["listen_port"])[..] else { panic!("no port") };
+    let port: u16 = port.trim_start_matches("listen_port=").parse().expect("a port");
+    let stranger = host.namespace.run(|| UdpSocket::bind("127.0.0.1:0")).expect("a namespace").expect("a port");
+    let mut initiation = [0; 148];
+    initiation[0] = 1;
+    stranger.send_to(&initiation, ("127.0.0.1", port)).expect("sent");
+    let from = stranger.local_addr().expect("bound");
+    let mut key = [0; 32];
+    key[0] = 9;
+    let asked = format!("peer {} is asked for a session", STANDARD.encode(key));
+    let turned_away = format!("a handshake message from {from} was dropped: auth");
+    let told = || fs::read_to_string(&file).expect("a file");
+    let said = wait_until(PATIENCE, || told().contains(&asked) && told().contains(&turned_away));
+    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
+    child.wait().expect("ours");
+    let told = told();
+    fs::remove_file(&file).expect("ours");
+    assert!(said, "{told}");
+}
+
 #[test]
 fn a_name_that_is_none_is_an_error_on_the_caller_s_stderr() {
     let Some(host) = Host::new("none") else { return };
