@@ -20,7 +20,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Forward packets until SIGINT or SIGTERM
+    /// Forward packets until SIGINT, SIGTERM or SIGHUP
     Run {
         /// Which configuration.
         #[command(flatten)]
@@ -32,7 +32,7 @@ pub enum Command {
     /// Make a WireGuard device that wg and wg-quick configure, in the place of wireguard-go
     ///
     /// Returns once the device and its control socket exist; they stay until the link is deleted, the socket removed, or
-    /// SIGTERM comes. LOG_LEVEL (verbose, error, silent) and WG_PROCESS_FOREGROUND=1 mean what they mean to wireguard-go. Under the name netfwd-wg (a
+    /// SIGTERM, SIGINT or SIGHUP comes. LOG_LEVEL (verbose, error, silent) and WG_PROCESS_FOREGROUND=1 mean what they mean to wireguard-go. Under the name netfwd-wg (a
     /// symbolic link) the program is this command: what WG_QUICK_USERSPACE_IMPLEMENTATION wants.
     Wg(Wg),
     /// Check a configuration, and whether this machine can do what it says
@@ -83,7 +83,8 @@ impl Cli {
 fn expand(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut words: Vec<_> = words.collect();
     if words.first().is_some_and(|name| Path::new(name).file_name() == Some(WG_NAME.as_ref())) {
-        words.insert(1, "wg".into());
+        // Usage and errors then show a command that there is.
+        words.splice(..1, ["netfwd".into(), "wg".into()]);
     }
     words
 }
@@ -123,6 +124,8 @@ mod tests {
         }
         let cli = Cli::try_parse_from(expand(words("netfwd-wg -f wg0"))).expect("right");
         assert!(matches!(cli.command, Command::Wg(Wg { foreground: true, .. })));
+        let error = Cli::try_parse_from(expand(words("netfwd-wg"))).expect_err("no name").to_string();
+        assert!(error.contains("Usage: netfwd wg <INTERFACE>"), "{error}");
         // A directory of that name says nothing.
         assert!(Cli::try_parse_from(expand(words("netfwd-wg/netfwd wg0"))).is_err());
     }

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod deletion;
 pub mod device_links;
 pub mod ebpf;
 pub mod io;

@@ -64,6 +64,8 @@ fn start_in_background(name: &str) -> ExitCode {
 fn try_in_background(name: &str) -> io::Result<bool> {
     let mut command = Command::new(env::current_exe()?);
     command.args(["wg", "--background", "--", name]).stdin(Stdio::null()).stdout(Stdio::piped());
+    // Wherever it was started may be unmounted.
+    command.current_dir("/");
     let mut child = command.spawn()?;
     let mut said = Vec::new();
     if let Some(mut output) = child.stdout.take() {

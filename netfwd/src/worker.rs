@@ -15,7 +15,6 @@ use std::time::Instant;
 use netfwd_common::reason::{DropReason, Stage};
 use rustix::event::{Timespec, epoll};
 
-use crate::control::StopNotice;
 use crate::control::health::Heartbeat;
 use crate::datapath::egress::{Egress, Surroundings};
 use crate::datapath::fdb::{Fdbs, Learned};
@@ -24,6 +23,7 @@ use crate::datapath::packet::TunnelIndex;
 use crate::datapath::stats::{Counters, Direction};
 use crate::datapath::table::{ForwardingTable, VerifyPolicy, address_bytes};
 use crate::datapath::tunnel::decap::SocketOrigin;
+use crate::deletion::Deletion;
 use crate::io::listen_port::PortSockets;
 use crate::io::tun::{READ_LEN, TunQueues};
 use crate::io::udp_receive::{ReceiveBuffers, ReceiveSocket};
@@ -114,8 +114,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// Spin instead of sleeping.
     pub busy_poll: bool,
-    /// Who is to hear that a device was deleted, where that is the end.
-    pub deletion: Option<StopNotice>,
+    /// What follows when a device is deleted.
+    pub deletion: Deletion,
 }
 
 /// One queue's loop.
@@ -396,12 +396,11 @@ impl Worker {
                 Ok(None) => break,
                 Err(error) => {
                     counters.tunnel(tunnel).tun_errors.count(&error);
-                    if error.raw_os_error() == Some(libc::EBADFD) {
-                        // Someone deleted the device: its queue would stay readable for ever.
-                        let _ = epoll::delete(&self.poll, device);
+                    // Someone deleted the device: its queue would stay readable for ever. At the end it is read once more.
+                    if error.raw_os_error() == Some(libc::EBADFD) && epoll::delete(&self.poll, device).is_ok() {
                         wireguard.silence(tunnel);
-                        if let (Some(notice), Some(config)) = (deletion, self.shared.table.get(tunnel)) {
-                            notice.deleted(&config.name);
+                        if let Some(config) = self.shared.table.get(tunnel) {
+                            deletion.of(&config.name);
                         }
                     }
                     break;

@@ -292,6 +292,26 @@ fn endpoints_are_addresses_or_names_with_a_port() {
 }
 
 #[test]
+fn an_endpoint_is_of_the_family_of_the_only_local_address() {
+    let directory = Directory::new("family");
+    let [v4, v6] = ["10.9.0.2", "2001:db8::2"];
+    let endpoint =
+        |local: &str, endpoint: &str| tunnel(&format!("local = \"{local}\""), &format!("endpoint = \"{endpoint}\"\n"));
+    for (local, there, theirs, ours) in [
+        (v4, "[2001:db8::1]:51820", "IPv6", "IPv4"),
+        (v4, "[fe80::1%eth0]:51820", "IPv6", "IPv4"),
+        (v6, "192.0.2.1:51820", "IPv4", "IPv6"),
+    ] {
+        let why = format!("{there} is {theirs} but local = \"{local}\" is {ours}: without local both would do");
+        assert_eq!(directory.line(&endpoint(local, there)), format!("11: tunnel.peer.endpoint: {why}"));
+        assert!(directory.parse(&tunnel("", &format!("endpoint = \"{there}\"\n"))).is_ok(), "{there}");
+    }
+    for (local, there) in [(v4, "gw:1"), (v6, "gw:1"), (v4, "192.0.2.1:1"), (v6, "[2001:db8::1]:1")] {
+        assert!(directory.parse(&endpoint(local, there)).is_ok(), "{there} from {local}");
+    }
+}
+
+#[test]
 fn peers_do_not_collide() {
     let directory = Directory::new("peers");
     let own = PrivateKey::from_base64(PRIVATE).expect("a key").public_key().to_string();

@@ -303,6 +303,7 @@ fn devices_that_vanish_do_not_keep_it_from_ending_well() {
     assert!(wait_until(SOON, || up() == 0.0));
     assert_eq!(netfwd.get("/healthz").unwrap(), "ok\n");
     assert!(netfwd.stop().unwrap().success(), "{}", netfwd.log());
+    assert_eq!(netfwd.log().matches("WARN tunnel vx7: its device was deleted").count(), 1, "{}", netfwd.log());
     assert_nothing_left(&lab);
     let mut netfwd = start(&lab, &Config::of(&lab));
     load.wait_for_mebibytes(1, RECOVERS_WITHIN);

@@ -180,6 +180,31 @@ fn sigterm_ends_it_and_a_killed_one_s_socket_is_replaced() {
 }
 
 #[test]
+fn a_hangup_is_a_good_end_too_unless_it_is_to_be_ignored() {
+    let Some(host) = Host::new("hup") else { return };
+    for (disposition, ends) in [("--default-signal=HUP", true), ("--ignore-signal=HUP", false)] {
+        let started = host.run("env", &[disposition, NETFWD, "wg", &host.device]);
+        assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+        let server = host.server().expect("a process").to_string();
+        output(Command::new("kill").args(["-HUP", &server])).expect("ours");
+        if !ends {
+            assert!(!wait_until(Duration::from_millis(500), || !host.has_link()), "it has ended");
+            host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
+        }
+        host.assert_gone();
+    }
+}
+
+#[test]
+fn the_process_that_stays_keeps_no_directory_busy() {
+    let Some(host) = Host::new("cwd") else { return };
+    let mut command = host.namespace.command(NETFWD);
+    assert!(command.args(["wg", &host.device]).current_dir("/proc/self").status().expect("it starts").success());
+    let server = host.server().expect("a process");
+    assert_eq!(fs::read_link(format!("/proc/{server}/cwd")).expect("procfs"), Path::new("/"));
+}
+
+#[test]
 fn the_name_netfwd_wg_takes_the_device_alone_as_wg_quick_gives_it() {
     let Some(host) = Host::new("name") else { return };
     let link = std::env::temp_dir().join(format!("netfwd-wg-{}", std::process::id()));
@@ -297,6 +322,40 @@ fn no_log_line_holds_a_key_however_much_is_logged() {
         assert!(!shown.iter().any(|text| log.to_lowercase().contains(&text.to_lowercase()[8..32])), "{log}");
     }
     host.assert_gone();
+}
+
+/// A device of `netfwd wg` has no metrics, so it is the log that tells why there is no session.
+#[test]
+fn a_verbose_log_says_who_is_asked_and_who_is_turned_away() {
+    let Some(host) = Host::new("why") else { return };
+    host.namespace.exec("ip link set lo up").expect("up");
+    let file = std::env::temp_dir().join(format!("netfwd-wg-why-{}", std::process::id()));
+    let log = fs::File::create(&file).expect("a file");
+    let mut command = host.namespace.command(NETFWD);
+    let mut child =
+        command.args(["wg", "-f", &host.device]).env("LOG_LEVEL", "verbose").stderr(log).spawn().expect("it starts");
+    assert!(wait_until(PATIENCE, || is_listening(&host.namespace, &host.device)), "no control socket");
+    let (private, peer) = ("11".repeat(32), "09".to_owned() + &"00".repeat(31));
+    let set = format!("set=1\nprivate_key={private}\npublic_key={peer}\n");
+    assert_eq!(host.say(&format!("{set}endpoint=127.0.0.1:9\npersistent_keepalive_interval=1\n\n")), "errno=0\n\n");
+    let [port] = &host.told(&["listen_port"])[..] else { panic!("no port") };
+    let port: u16 = port.trim_start_matches("listen_port=").parse().expect("a port");
+    let stranger = host.namespace.run(|| UdpSocket::bind("127.0.0.1:0")).expect("a namespace").expect("a port");
+    let mut initiation = [0; 148];
+    initiation[0] = 1;
+    stranger.send_to(&initiation, ("127.0.0.1", port)).expect("sent");
+    let from = stranger.local_addr().expect("bound");
+    let mut key = [0; 32];
+    key[0] = 9;
+    let asked = format!("peer {} is asked for a session", STANDARD.encode(key));
+    let turned_away = format!("a handshake message from {from} was dropped: auth");
+    let told = || fs::read_to_string(&file).expect("a file");
+    let said = wait_until(PATIENCE, || told().contains(&asked) && told().contains(&turned_away));
+    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
+    child.wait().expect("ours");
+    let told = told();
+    fs::remove_file(&file).expect("ours");
+    assert!(said, "{told}");
 }
 
 #[test]

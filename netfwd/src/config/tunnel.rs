@@ -61,7 +61,7 @@ fn wireguard_tunnel(section: &mut Section<'_>, file: &Path) -> Particulars {
     let local = wireguard::local(section);
     let port = section.optional("port", |value| integer16(value, 0..=u16::MAX, " (16 bits)"));
     let port = if section.has("port") { port } else { Some(0) };
-    (local, port, wireguard::wireguard(section, file).map(Protocol::WireGuard))
+    (local, port, wireguard::wireguard(section, local, file).map(Protocol::WireGuard))
 }
 
 /// Also of a tunnel whose kind is missing or unknown: its other faults are told at once.
@@ -111,8 +111,8 @@ fn default_port(kind: TunnelKind) -> u16 {
     }
 }
 
-fn family(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+pub(super) fn family(is_ipv4: bool) -> &'static str {
+    if is_ipv4 { "IPv4" } else { "IPv6" }
 }
 
 /// The remotes, after refusing an empty list, duplicates, the other family and ourselves.
@@ -135,7 +135,9 @@ fn wrong_remote(remote: IpAddr, local: IpAddr) -> Option<String> {
         return Some(format!("{remote} is the local address: name the other end's"));
     }
     let other_family = remote.is_ipv4() != local.is_ipv4();
-    other_family.then(|| format!("{remote} is {} but local = \"{local}\" is {}", family(remote), family(local)))
+    other_family.then(|| {
+        format!("{remote} is {} but local = \"{local}\" is {}", family(remote.is_ipv4()), family(local.is_ipv4()))
+    })
 }
 
 fn addresses(section: &mut Section<'_>) -> Vec<IpNet> {

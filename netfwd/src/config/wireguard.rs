@@ -22,6 +22,7 @@ use toml::de::DeValue;
 use zeroize::Zeroizing;
 
 use super::document::{Parsed, Section};
+use super::tunnel::family;
 use super::value::{allowed_ip, fault, integer, integer16, list, string, unicast};
 use crate::datapath::tunnel::wireguard::key::KeyError;
 use crate::datapath::tunnel::wireguard::{AllowedIpUpdate, DeviceUpdate, PeerUpdate};
@@ -74,6 +75,15 @@ pub struct HostName {
     pub host: String,
     /// UDP port.
     pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
 }
 
 impl fmt::Display for HostName {
@@ -136,25 +146,32 @@ pub(super) fn local(section: &mut Section<'_>) -> Option<IpAddr> {
 }
 
 /// The keys of one tunnel. Key files lie where the configuration `file` does, unless they say otherwise.
-pub(super) fn wireguard(section: &mut Section<'_>, file: &Path) -> Option<WireGuard> {
+pub(super) fn wireguard(section: &mut Section<'_>, local: Option<IpAddr>, file: &Path) -> Option<WireGuard> {
     let what = "a file with the private key, as `wg genkey` prints it";
     let private_key = section.required("private_key_file", what, |value| secret(value, file, PrivateKey::from_base64));
     if private_key.as_ref().is_some_and(PrivateKey::is_zero) {
         section.fault("private_key_file", "is all zeroes, which is no key");
     }
     let fwmark = section.optional("fwmark", |value| integer(value, 0..=u32::MAX, " (32 bits)"));
-    let own = private_key.as_ref().map(PrivateKey::public_key);
-    let peers = peers(section, own, file);
+    let this_end = ThisEnd { key: private_key.as_ref().map(PrivateKey::public_key), local, file };
+    let peers = peers(section, &this_end);
     Some(WireGuard { private_key: Some(private_key?), fwmark: fwmark.unwrap_or(0), peers: peers? })
 }
 
+/// What peers are compared with, as far as it is known.
+struct ThisEnd<'f> {
+    key: Option<PublicKey>,
+    local: Option<IpAddr>,
+    file: &'f Path,
+}
+
 /// All peers, or `None` if one of them is not complete.
-fn peers(section: &mut Section<'_>, own: Option<PublicKey>, file: &Path) -> Option<Vec<Peer>> {
+fn peers(section: &mut Section<'_>, this_end: &ThisEnd<'_>) -> Option<Vec<Peer>> {
     let mut seen = Seen::default();
     let mut peers = Vec::new();
     let mut complete = true;
     for mut entry in section.tables("peer") {
-        match peer(&mut entry, &mut seen, own, file) {
+        match peer(&mut entry, &mut seen, this_end) {
             Some(peer) => peers.push(peer),
             None => complete = false,
         }
@@ -170,19 +187,24 @@ struct Seen {
     prefixes: HashMap<IpNet, usize>,
 }
 
-fn peer(entry: &mut Section<'_>, seen: &mut Seen, own: Option<PublicKey>, file: &Path) -> Option<Peer> {
+fn peer(entry: &mut Section<'_>, seen: &mut Seen, this_end: &ThisEnd<'_>) -> Option<Peer> {
     let public_key = entry.required("public_key", "the peer's, as `wg pubkey` prints it", public_key);
     if let Some(first) = public_key.and_then(|key| seen.keys.insert(key, entry.line_of("public_key"))) {
         entry.fault("public_key", format!("already the peer of line {first}"));
     }
-    if public_key.is_some() && public_key == own {
+    if public_key.is_some() && public_key == this_end.key {
         entry.fault("public_key", "is our own, that of private_key_file: name the other end's");
     }
     if public_key.as_ref().is_some_and(PublicKey::has_small_order) {
         entry.fault("public_key", "is nobody's secret: everybody could pass for this peer");
     }
-    let preshared_key = entry.optional("preshared_key_file", |value| secret(value, file, PresharedKey::from_base64));
+    let preshared_key =
+        entry.optional("preshared_key_file", |value| secret(value, this_end.file, PresharedKey::from_base64));
     let endpoint = entry.optional("endpoint", endpoint);
+    if let Some(why) = endpoint.as_ref().zip(this_end.local).and_then(|(endpoint, local)| out_of_reach(endpoint, local))
+    {
+        entry.fault("endpoint", why);
+    }
     let allowed_ips = allowed_ips(entry, seen);
     let persistent_keepalive = entry.optional("persistent_keepalive", keepalive).unwrap_or(0);
     Some(Peer { public_key: public_key?, preshared_key, endpoint, allowed_ips, persistent_keepalive })
@@ -247,6 +269,21 @@ fn endpoint(value: &Spanned<DeValue<'_>>) -> Parsed<Endpoint> {
         Some(HostName { host: host.to_owned(), port })
     });
     name.map_or_else(|| fault(value, format!("\"{text}\" is no endpoint; {expected}")), |name| Ok(Endpoint::Name(name)))
+}
+
+/// Why nothing sent from `local` gets there, if that can be told.
+fn out_of_reach(endpoint: &Endpoint, local: IpAddr) -> Option<String> {
+    let is_ipv4 = match endpoint {
+        Endpoint::Address(address) => address.is_ipv4(),
+        Endpoint::Name(name) if name.host.contains(':') => false,
+        // What the name stands for is not known.
+        Endpoint::Name(_) => return None,
+    };
+    let other_family = !local.is_unspecified() && is_ipv4 != local.is_ipv4();
+    other_family.then(|| {
+        let (theirs, ours) = (family(is_ipv4), family(local.is_ipv4()));
+        format!("{endpoint} is {theirs} but local = \"{local}\" is {ours}: without local both would do")
+    })
 }
 
 /// `fe80::1%eth0` out of its brackets.

@@ -104,8 +104,10 @@ fn bound(address: SocketAddr, protocol: &str, takes: impl Fn(&str) -> bool) -> V
     let tables = [protocol.to_owned(), format!("{protocol}6")];
     let text = tables.map(|table| fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default());
     let sockets = text.iter().flat_map(|table| table.lines()).filter_map(socket_line);
+    // All addresses clash with each of them.
     let clash = |local: SocketAddr| {
-        local.port() == address.port() && (local.ip() == address.ip() || local.ip().is_unspecified())
+        local.port() == address.port()
+            && (local.ip() == address.ip() || local.ip().is_unspecified() || address.ip().is_unspecified())
     };
     sockets.filter(|socket| clash(socket.local) && takes(socket.state)).map(|socket| socket.inode).collect()
 }
@@ -192,5 +194,15 @@ mod tests {
     #[test]
     fn a_free_port_belongs_to_nobody() {
         assert!(!this_process().holds(&Held::Udp("127.0.0.79:1".parse().expect("an address"))));
+    }
+
+    #[test]
+    fn whoever_has_the_port_on_one_address_keeps_others_from_having_it_on_all() {
+        let udp = UdpSocket::bind("127.0.0.79:0").expect("a port");
+        let port = udp.local_addr().expect("bound").port();
+        for all in ["0.0.0.0", "::"] {
+            let all = SocketAddr::new(all.parse().expect("an address"), port);
+            assert!(this_process().holds(&Held::Udp(all)), "{all}");
+        }
     }
 }

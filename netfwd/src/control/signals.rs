@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 /// Why the daemon ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// SIGINT or SIGTERM: a good end.
+    /// SIGINT, SIGTERM or SIGHUP: a good end.
     Signal(&'static str),
     /// What it served is gone: a good end too.
     Gone(String),
@@ -64,17 +64,20 @@ impl StopNotice {
     }
 }
 
-/// SIGINT and SIGTERM, caught from the moment this exists.
+/// SIGINT, SIGTERM and SIGHUP, caught from the moment this exists.
 #[derive(Debug)]
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// `None` under `nohup`, whose wish it is to outlive a terminal.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     /// Catches them; must be called inside a tokio runtime.
     pub(super) fn catch() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let hangup = (!ignores(SignalKind::hangup())).then(|| signal(SignalKind::hangup())).transpose()?;
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, hangup })
     }
 
     /// Waits for a signal or a notice, also one that came before.
@@ -82,9 +85,26 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Stop::Signal("SIGINT"),
             _ = self.terminate.recv() => Stop::Signal("SIGTERM"),
+            Some(()) = received(&mut self.hangup) => Stop::Signal("SIGHUP"),
             stop = notice.given() => stop,
         }
     }
+}
+
+async fn received(signal: &mut Option<Signal>) -> Option<()> {
+    signal.as_mut()?.recv().await
+}
+
+/// Whether whoever started this process had it ignore the signal.
+fn ignores(signal: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored(&status).is_some_and(|set| set >> (signal.as_raw_value() - 1) & 1 == 1)
+}
+
+/// The line `SigIgn:` of `/proc/PID/status`: a bit for each signal, the lowest one signal 1's.
+fn ignored(status: &str) -> Option<u64> {
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(set.trim(), 16).ok()
 }
 
 #[cfg(test)]
@@ -98,5 +118,12 @@ mod tests {
         notice.fail("first");
         notice.end("second");
         assert_eq!(runtime.block_on(notice.given()), Stop::Failure("first".to_owned()));
+    }
+
+    #[test]
+    fn the_kernels_set_of_ignored_signals_is_understood() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000080001001\nSigCgt:\t0000000100004442\n";
+        assert_eq!(ignored(status), Some(0x8000_1001));
+        assert_eq!(ignored("Name:\tnetfwd\n"), None);
     }
 }

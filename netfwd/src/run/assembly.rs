@@ -21,6 +21,7 @@ use crate::datapath::gro::GroConfig;
 use crate::datapath::ingress::Ingress;
 use crate::datapath::stats::Counters;
 use crate::datapath::table::{ForwardingTable, Tunnel, VerifyPolicy, address_bytes};
+use crate::deletion::Deletion;
 use crate::io::tun::{DeviceOptions, OverlayDevice, TX_QUEUE_LEN, TunQueue, TunQueues};
 use crate::io::tun_probe::WriteOffloads;
 use crate::io::udp_receive::{ReceiveOptions, ReceiveSocket};
@@ -97,11 +98,14 @@ impl Gateway {
                 egress: Egress::new(seed),
                 wireguard: WireGuardPath::new(shares),
                 orders,
-                deletion: None,
+                deletion: Deletion::IsKnown,
                 counters: Arc::new(Counters::new(table.tunnels().len())),
             },
         );
-        let workers = parts.collect();
+        let mut workers: Vec<_> = parts.collect();
+        if let Some(first) = workers.first_mut() {
+            first.deletion = Deletion::IsLogged;
+        }
         let fdbs = Arc::new(Fdbs::new(&table, seed));
         Ok(Self {
             shared: Shared { table, fdbs, epoch: Instant::now() },
@@ -119,7 +123,7 @@ impl Gateway {
     /// A deleted device is the end from now on.
     pub(super) fn end_with_device(&mut self, notice: &StopNotice) {
         for parts in &mut self.workers {
-            parts.deletion = Some(notice.clone());
+            parts.deletion = Deletion::Ends(notice.clone());
         }
     }
 }

@@ -31,8 +31,8 @@ use crate::datapath::tunnel::wireguard::{DeviceUpdate, PublicKey};
 const FIRST: Duration = Duration::from_secs(5);
 /// The longest one.
 const LONGEST: Duration = Duration::from_secs(300);
-/// How often peers are looked at.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often peers are looked at: so much later than it is due a lookup may be.
+const LOOK: Duration = Duration::from_secs(1);
 /// Who takes longer to answer lets others go first, the next time.
 const PROMPT: Duration = Duration::from_secs(1);
 /// Lookups at a time; each occupies a thread.

@@ -16,6 +16,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How long something may take that needs no time.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+static LATE: AtomicUsize = AtomicUsize::new(0);
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 static MOST_UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
@@ -36,6 +37,7 @@ fn answer(name: &HostName) -> io::Result<Vec<SocketAddr>> {
             thread::sleep(Duration::from_millis(20));
             UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
         }
+        "late" if LATE.fetch_add(1, Ordering::SeqCst) == 0 => return Err(io::ErrorKind::NotFound.into()),
         _ => {}
     }
     Ok(vec![found()])
@@ -108,6 +110,14 @@ fn lookups_at_a_time_are_bounded() {
     find(5 * LOOKUPS, peers_at(&["counted"; 5 * LOOKUPS]));
     let most = MOST_UNDER_WAY.load(Ordering::SeqCst);
     assert!((2..=LOOKUPS).contains(&most), "{most} at a time");
+}
+
+#[test]
+fn a_name_that_nobody_knew_is_asked_about_again_after_five_seconds() {
+    let begin = Instant::now();
+    find(1, peers_at(&["late"]));
+    let took = begin.elapsed();
+    assert!(FIRST <= took && took < FIRST + 3 * LOOK, "{took:?}");
 }
 
 #[test]

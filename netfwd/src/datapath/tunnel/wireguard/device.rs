@@ -162,9 +162,10 @@ impl Device {
     /// Whether there is such a peer, and no session with it that could be in use at `now`.
     pub fn lacks_session(&self, public_key: &PublicKey, now: SystemTime) -> bool {
         let Some(peer) = self.peer(public_key) else { return false };
-        let last_handshake = peer.lock().last_handshake;
+        let state = peer.lock();
         // A clock that was set back tells nothing.
-        last_handshake.is_none_or(|time| now.duration_since(time).is_ok_and(|age| age >= SESSION))
+        let is_old = |time| now.duration_since(time).is_ok_and(|age| age >= SESSION);
+        !state.is_established || state.last_handshake.is_none_or(is_old)
     }
 
     /// How many peers there are.

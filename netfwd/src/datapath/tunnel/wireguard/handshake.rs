@@ -25,6 +25,7 @@ use gotatun::noise::handshake::parse_handshake_anon;
 use gotatun::packet::{Packet, WgHandshakeInit, WgKind};
 use gotatun::tun::MtuWatcher;
 use netfwd_common::reason::{DropReason, Stage};
+use tracing::debug;
 use zerocopy::IntoBytes;
 
 use super::device::Device;
@@ -88,6 +89,7 @@ impl Handshakes {
     ) {
         let mut visit = Visit { device, counters, now, press: &mut self.press, runs: &mut self.runs, emit };
         if let Err(reason) = visit.receive(loaded, message) {
+            debug!("a handshake message from {} was dropped: {}", message.path.remote, reason.as_str());
             counters.drops.add(Direction::Ingress, Stage::Handshake, reason, 1);
         }
     }
@@ -263,6 +265,7 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
         (state.is_initiating, state.is_confirmed, state.is_established) = (false, false, true);
         state.last_handshake = Some(self.now.wall);
         state.is_initiator = role == Role::Initiator;
+        debug!("session with peer {}, as {}", peer.public_key, role.as_str());
         self.device.stats().count_handshake(role, HandshakeResult::Completed);
         self.device.activate(peer);
     }
@@ -360,7 +363,7 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
         let Some(session) = self.device.with_session(peer, state) else {
             // What waits for a key of ours goes on waiting, as in the kernel: `wg set` may bring it last.
             if self.device.identity().is_some() {
-                self.give_up(state);
+                self.give_up(peer, state);
             }
             return wants_keepalives;
         };
@@ -376,7 +379,7 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
                 }
             }
             Err(WireGuardError::ConnectionExpired) => {
-                self.give_up(state);
+                self.give_up(peer, state);
                 if !wants_keepalives {
                     return false;
                 }
@@ -401,8 +404,9 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
     }
 
     /// There is no session any more, and no answer to come.
-    fn give_up(&self, state: &mut State) {
+    fn give_up(&self, peer: &Peer, state: &mut State) {
         if state.is_initiating {
+            debug!("peer {} did not answer", peer.public_key);
             self.device.stats().count_handshake(Role::Initiator, HandshakeResult::GaveUp);
         }
         state.forget_sessions();
@@ -418,6 +422,7 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
     fn send(&mut self, peer: &Arc<Peer>, state: &mut State, message: WgKind) {
         let index = match &message {
             WgKind::HandshakeInit(initiation) => {
+                debug!("peer {} is asked for a session", peer.public_key);
                 state.is_initiating = true;
                 Some(initiation.sender_idx.get())
             }

@@ -112,6 +112,9 @@ fn a_peer_lacks_a_session_until_its_first_handshake_and_three_minutes_after_its_
     let times = [last, last + session / 2, last + session, last - session];
     assert_eq!(times.map(|now| lacks(&a, now)), [false, false, true, false], "the clock may have been set back");
     assert!(!a.device.lacks_session(&a.public_key(), now), "who is no peer lacks none");
+    a.device.set_up(false);
+    a.tick();
+    assert!(lacks(&a, last - session), "whatever the clock says");
 }
 
 #[test]
