@@ -213,6 +213,10 @@ fn routes_are_prefixes_behind_configured_remotes() {
             "gw.toml:11: tunnel.route.prefix: 10.20.0.1/16 has host bits set: 10.20.0.0/16 would be right",
         ),
         (
+            route("010.20.0.0/16", "10.9.0.1"),
+            "gw.toml:11: tunnel.route.prefix: \"010.20.0.0/16\" is not a prefix; expected one such as \"10.20.0.0/16\" or \"fd00:20::/32\"",
+        ),
+        (
             route("10.20.0.0/33", "10.9.0.1"),
             "gw.toml:11: tunnel.route.prefix: \"10.20.0.0/33\" is not a prefix; expected one such as \"10.20.0.0/16\" or \"fd00:20::/32\"",
         ),

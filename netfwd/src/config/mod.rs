@@ -32,6 +32,7 @@ mod wireguard;
 
 pub use document::KeyError;
 pub use forwarding::overhead;
+pub use value::read_prefix;
 pub use wireguard::{Endpoint, HostName, Peer, WireGuard};
 
 /// A validated configuration.

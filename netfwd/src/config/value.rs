@@ -105,15 +105,15 @@ fn why_no_host(address: IpAddr) -> Option<String> {
 /// An interface address with its prefix length.
 pub fn interface_address(value: &Value<'_>) -> Parsed<IpNet> {
     let text = string(value, "10.10.0.2/24")?;
-    match text.parse::<IpNet>() {
-        Ok(network) if network.addr().is_multicast() || network.addr().is_unspecified() => {
+    match read_prefix(text) {
+        Some(network) if network.addr().is_multicast() || network.addr().is_unspecified() => {
             fault(value, format!("{text} cannot be an interface's address"))
         }
-        Ok(network) => Ok(network),
-        Err(_) if text.parse::<IpAddr>().is_ok() => {
+        Some(network) => Ok(network),
+        None if text.parse::<IpAddr>().is_ok() => {
             fault(value, format!("\"{text}\" has no prefix length; expected one such as \"{text}/24\""))
         }
-        Err(_) => fault(
+        None => fault(
             value,
             format!("\"{text}\" is not an address with prefix length; expected one such as \"10.10.0.2/24\""),
         ),
@@ -123,7 +123,7 @@ pub fn interface_address(value: &Value<'_>) -> Parsed<IpNet> {
 /// A prefix without host bits.
 pub fn prefix(value: &Value<'_>) -> Parsed<IpNet> {
     let text = string(value, "10.20.0.0/16")?;
-    let Ok(network) = text.parse::<IpNet>() else {
+    let Some(network) = read_prefix(text) else {
         return fault(
             value,
             format!("\"{text}\" is not a prefix; expected one such as \"10.20.0.0/16\" or \"fd00:20::/32\""),
@@ -139,6 +139,14 @@ pub fn prefix(value: &Value<'_>) -> Parsed<IpNet> {
 pub fn allowed_ip(value: &Value<'_>) -> Parsed<IpNet> {
     let text = string(value, "10.10.0.1/32")?;
     text.parse::<IpAddr>().map_or_else(|_| prefix(value), |address| Ok(address.into()))
+}
+
+/// `address/length`. The address is the standard library's to read: `010.0.0.0` is eight to those who take it for octal, so it
+/// refuses that.
+pub fn read_prefix(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let length = length.bytes().all(|byte| byte.is_ascii_digit()).then(|| length.parse().ok())??;
+    IpNet::new(address.parse().ok()?, length).ok()
 }
 
 /// A unicast MAC address.

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-use ipnet::IpNet;
-
+use crate::config::read_prefix;
 use crate::datapath::tunnel::wireguard::{
     AllowedIpUpdate, DeviceUpdate, PeerUpdate, PresharedKey, PrivateKey, PublicKey,
 };
@@ -227,13 +226,6 @@ fn allowed_ip(value: &str) -> Parsed<AllowedIpUpdate> {
     let (remove, prefix) = value.strip_prefix('-').map_or((false, value), |prefix| (true, prefix));
     let prefix = read_prefix(prefix).ok_or(invalid("allowed_ip"))?;
     Ok(AllowedIpUpdate { prefix: prefix.trunc(), remove })
-}
-
-/// The address is the standard library's to read: `010.0.0.0` is eight to those who take it for octal, so it refuses that.
-fn read_prefix(value: &str) -> Option<IpNet> {
-    let (address, len) = value.split_once('/')?;
-    let len = number(len, 128, "").ok()? as u8;
-    IpNet::new(address.parse().ok()?, len).ok()
 }
 
 /// `address:port`, where a link-local address may name its interface (`[fe80::1%eth0]:51820`).

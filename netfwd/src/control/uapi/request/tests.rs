@@ -289,8 +289,8 @@ prop_compose! {
         v4 in prop::collection::vec((any::<u32>(), 0..=32u8), 0..4),
         v6 in prop::collection::vec((any::<u128>(), 0..=128u8), 0..4),
     ) -> PeerStatus {
-        let v4 = v4.into_iter().filter_map(|(bits, len)| IpNet::new(std::net::Ipv4Addr::from(bits).into(), len).ok());
-        let v6 = v6.into_iter().filter_map(|(bits, len)| IpNet::new(Ipv6Addr::from(bits).into(), len).ok());
+        let v4 = v4.into_iter().filter_map(|(bits, len)| ipnet::IpNet::new(std::net::Ipv4Addr::from(bits).into(), len).ok());
+        let v6 = v6.into_iter().filter_map(|(bits, len)| ipnet::IpNet::new(Ipv6Addr::from(bits).into(), len).ok());
         let endpoint6 = endpoint6.map(|(low, port)| (Ipv6Addr::from(0x2001_0db8 << 96 | u128::from(low)), port).into());
         PeerStatus {
             public_key: PublicKey(public_key),
