@@ -4,8 +4,8 @@
 //! the underlay; padded beyond it, it would be fragmented. And a tunnel that was switched off by `ip link set wg0 down` must
 //! look so from the other end: no keepalive, no answer to a handshake.
 //!
-//! Invariants: a device counts as down only once it has been up, so nothing depends on how soon its first rise is seen; and one
-//! that cannot be seen, since it has been moved to another namespace, counts as up and keeps its MTU.
+//! Invariants: a device is down until its link is seen up, unless netfwd itself has set that up, and then nothing depends on how soon
+//! it is seen; and one that cannot be seen, since it has been moved to another namespace, counts as up and keeps its MTU.
 
 use std::sync::Arc;
 
@@ -19,14 +19,15 @@ use crate::datapath::tunnel::wireguard::Device;
 pub struct Followed {
     name: String,
     device: Arc<Device>,
-    has_been_up: bool,
+    /// What it was told last.
     is_down: bool,
 }
 
 impl Followed {
     /// The device whose link has this name.
     pub fn new(name: String, device: Arc<Device>) -> Self {
-        Self { name, device, has_been_up: false, is_down: false }
+        let is_down = device.is_down();
+        Self { name, device, is_down }
     }
 
     /// Tells the device what its link is now, if that can be seen.
@@ -35,10 +36,8 @@ impl Followed {
             self.device.set_mtu(link.mtu.try_into().unwrap_or(u16::MAX));
         }
         let is_up = link.is_none_or(|link| link.up);
-        self.has_been_up |= is_up;
-        let is_down = self.has_been_up && !is_up;
-        if is_down != self.is_down {
-            self.is_down = is_down;
+        if is_up == self.is_down {
+            self.is_down = !is_up;
             self.device.set_up(is_up);
         }
     }
@@ -51,7 +50,10 @@ pub async fn follow(mut devices: Vec<Followed>) {
     }
     let (netlink, mut changes) = match Netlink::open_with_changes(&[MulticastGroup::Link]) {
         Ok(opened) => opened,
-        Err(error) => return warn!("devices are taken to be up and to keep their first MTU: netlink: {error}"),
+        Err(error) => {
+            devices.iter().for_each(|followed| followed.device.set_up(true));
+            return warn!("devices are taken to be up and to keep their first MTU: netlink: {error}");
+        }
     };
     loop {
         for followed in &mut devices {
@@ -71,14 +73,20 @@ mod tests {
     use crate::datapath::tunnel::wireguard::queue;
 
     #[test]
-    fn a_device_is_down_once_it_has_been_up_and_while_it_is_seen() {
-        let mut followed = Followed::new("wg0".to_owned(), Device::new(TunnelIndex(0), queue(1).0));
+    fn a_device_is_down_while_its_link_is_seen_down() {
+        let device = Device::new(TunnelIndex(0), queue(1).0);
+        device.set_up(false);
+        let mut followed = Followed::new("wg0".to_owned(), device.clone());
         let link = |up| Link { up, mtu: 1300, ..Link::default() };
         let looks = [Some(false), Some(true), Some(false), None, Some(false), Some(true)];
         let seen = looks.map(|up| {
             followed.note(up.map(link).as_ref());
-            followed.is_down
+            device.is_down()
         });
-        assert_eq!(seen, [false, false, true, false, true, false]);
+        assert_eq!(seen, [true, false, true, false, true, false]);
+        // A deleted device is not seen either.
+        device.retire();
+        [Some(link(false)), None].iter().for_each(|link| followed.note(link.as_ref()));
+        assert!(device.is_down());
     }
 }

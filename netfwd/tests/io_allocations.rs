@@ -93,6 +93,7 @@ fn frames_of_a_device_allocate_nothing() {
             mac: None,
             addresses: vec!["10.1.0.1/24".parse().unwrap()],
             link_local: true,
+            up: true,
             tx_queue_len: TX_QUEUE_LEN,
         };
         let (_, mut queues) = OverlayDevice::create(&options).unwrap();

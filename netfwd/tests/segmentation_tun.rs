@@ -73,6 +73,7 @@ fn device(name: &str, address: &str) -> TunQueue {
         mac: None,
         addresses: vec![address.parse().unwrap()],
         link_local: true,
+        up: true,
         tx_queue_len: TX_QUEUE_LEN,
     };
     let (_, mut queues) = OverlayDevice::create(&options).unwrap();

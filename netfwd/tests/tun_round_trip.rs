@@ -30,6 +30,7 @@ fn options(name: &str, link: Link, mac: [u8; 6], addresses: &[&str]) -> DeviceOp
         mac: Some(mac),
         addresses: addresses.iter().map(|address| address.parse::<IpNet>().unwrap()).collect(),
         link_local: true,
+        up: true,
         tx_queue_len: TX_QUEUE_LEN,
     }
 }

@@ -81,6 +81,7 @@ fn device(link: Link, number: u8, address: &str) -> TunQueue {
         mac: Some([2, 0, 0, 0, 0, number]),
         addresses: vec![address.parse().unwrap()],
         link_local: true,
+        up: true,
         tx_queue_len: TX_QUEUE_LEN,
     };
     // Duplicate address detection would keep an IPv6 address from being used for a second.

@@ -230,6 +230,7 @@ impl Device {
             mac: None,
             addresses: Vec::new(),
             link_local: true,
+            up: true,
             tx_queue_len,
         };
         let (device, queues) = OverlayDevice::create(&wanted).unwrap();

@@ -56,6 +56,10 @@ impl Host {
         self.namespace.exec(&format!("ip link show {}", self.device)).is_ok()
     }
 
+    fn set_up(&self) {
+        self.namespace.ip(&format!("link set {} up", self.device)).expect("a link");
+    }
+
     /// The process that serves the device.
     fn server(&self) -> Option<u32> {
         let processes = fs::read_dir("/proc").expect("procfs");
@@ -152,6 +156,29 @@ fn a_device_has_no_address_but_those_that_it_is_given() {
     }
     let addresses = ip("-brief address show NAME");
     assert_eq!(addresses.split_ascii_whitespace().skip(2).collect::<Vec<_>>(), ["fd77::1/64"], "{addresses}");
+}
+
+/// As with the kernel's device and wireguard-go's: who is still configuring it is not heard of.
+#[test]
+fn a_device_is_down_and_silent_until_somebody_sets_its_link_up() {
+    let Some(host) = Host::new("quiet") else { return };
+    host.namespace.ip("link set lo up").expect("ip");
+    let peer = host.namespace.run(|| UdpSocket::bind("127.0.0.1:0")).expect("the namespace").expect("a port");
+    host.start();
+    let flags = || host.namespace.ip(&format!("-brief link show {}", host.device)).expect("ip");
+    assert!(!flags().contains("UP"), "{}", flags());
+    let (own, other) = ("01".repeat(32), PrivateKey::from_bytes([2; 32]).public_key().to_hex());
+    let endpoint = peer.local_addr().expect("bound");
+    let answer = host.say(&format!(
+        "set=1\nprivate_key={own}\npublic_key={other}\nendpoint={endpoint}\npersistent_keepalive_interval=1\n\n"
+    ));
+    assert_eq!(answer, "errno=0\n\n");
+    peer.set_read_timeout(Some(Duration::from_millis(1_500))).expect("settable");
+    let mut message = [0; 256];
+    assert!(peer.recv(&mut message).is_err(), "the first keepalive was due at once");
+    host.set_up();
+    peer.set_read_timeout(Some(PATIENCE)).expect("settable");
+    assert_eq!(peer.recv(&mut message).expect("an initiation"), 148);
 }
 
 #[test]
@@ -295,6 +322,7 @@ fn no_log_line_holds_a_key_however_much_is_logged() {
     let mut child =
         command.args(["wg", "-f", &host.device]).env("RUST_LOG", "trace").stderr(log).spawn().expect("it starts");
     assert!(wait_until(PATIENCE, || is_listening(&host.namespace, &host.device)), "no control socket");
+    host.set_up();
     let [private, preshared] = [0x11, 0x42].map(|byte| std::array::from_fn::<u8, 32, _>(|at| byte + at as u8));
     let [private_hex, preshared_hex] = [private, preshared].map(|key| PrivateKey::from_bytes(key).to_hex());
     let (private_hex, preshared_hex) = (private_hex.as_str(), preshared_hex.as_str());
@@ -335,6 +363,7 @@ fn a_verbose_log_says_who_is_asked_and_who_is_turned_away() {
     let mut child =
         command.args(["wg", "-f", &host.device]).env("LOG_LEVEL", "verbose").stderr(log).spawn().expect("it starts");
     assert!(wait_until(PATIENCE, || is_listening(&host.namespace, &host.device)), "no control socket");
+    host.set_up();
     let (private, peer) = ("11".repeat(32), "09".to_owned() + &"00".repeat(31));
     let set = format!("set=1\nprivate_key={private}\npublic_key={peer}\n");
     assert_eq!(host.say(&format!("{set}endpoint=127.0.0.1:9\npersistent_keepalive_interval=1\n\n")), "errno=0\n\n");

@@ -164,6 +164,8 @@ pub struct Tunnel {
     pub addresses: Vec<IpNet>,
     /// Device MTU, when configured.
     pub mtu: Option<u16>,
+    /// Whether its link is set up; if not, whoever asked for the device does that.
+    pub up: bool,
     /// Protocol.
     pub protocol: Protocol,
     /// Lines of the keys that the machine may contradict.
@@ -295,6 +297,7 @@ impl Config {
             port: 0,
             addresses: Vec::new(),
             mtu: None,
+            up: false,
             protocol: Protocol::WireGuard(wireguard),
             lines: TunnelLines { name: 0, local: 0, port: 0, mtu: 0 },
         };

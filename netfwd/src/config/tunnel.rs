@@ -41,7 +41,8 @@ pub(super) fn tunnel(section: &mut Section<'_>, file: &Path) -> Option<Tunnel> {
         _ => vxlan_tunnel(section, kind),
     };
     kind?;
-    Some(Tunnel { name: name?, local: local?, port: port?, addresses, mtu, protocol: protocol?, lines: lines(section) })
+    let (protocol, lines) = (protocol?, lines(section));
+    Some(Tunnel { name: name?, local: local?, port: port?, addresses, mtu, up: true, protocol, lines })
 }
 
 type Particulars = (Option<IpAddr>, Option<u16>, Option<Protocol>);

@@ -55,6 +55,8 @@ pub struct DeviceOptions {
     pub addresses: Vec<IpNet>,
     /// Whether the kernel is to give it a link-local IPv6 address of its own.
     pub link_local: bool,
+    /// Whether to set its link up.
+    pub up: bool,
     /// Frames that may wait in each queue for a reader.
     pub tx_queue_len: u32,
 }
@@ -103,7 +105,7 @@ pub enum DeviceError {
     },
 }
 
-/// A device, made and up. Its queues are what keeps it alive.
+/// A device. Its queues are what keeps it alive.
 #[derive(Debug)]
 pub struct OverlayDevice {
     name: String,
@@ -121,7 +123,7 @@ pub struct Offloads {
 }
 
 impl OverlayDevice {
-    /// Makes the device, sets its link up, and opens one queue per worker.
+    /// Makes the device, sets its link up if that is asked for, and opens one queue per worker.
     pub fn create(options: &DeviceOptions) -> Result<(Self, Vec<TunQueue>), DeviceError> {
         check_name(&options.name)?;
         wait_until_free(&options.name)?;
@@ -239,7 +241,9 @@ fn configure(device: &SyncDevice, options: &DeviceOptions) -> Result<(), DeviceE
     if !options.link_local {
         generate_no_address(&options.name);
     }
-    device.enabled(true).map_err(other("set it up"))?;
+    if options.up {
+        device.enabled(true).map_err(other("set it up"))?;
+    }
     for &address in &options.addresses {
         match address.addr() {
             IpAddr::V4(v4) => device.add_address_v4(v4, address.prefix_len()).map_err(other("add an address")),

@@ -157,6 +157,7 @@ fn open_devices(config: &Config, table: &ForwardingTable, workers: usize) -> Res
             addresses: configured.addresses.clone(),
             // As the kernel's device: who is there follows from keys, and there are no neighbours to discover.
             link_local: tunnel.kind != TunnelKind::WireGuard,
+            up: configured.up,
             tx_queue_len: TX_QUEUE_LEN,
         })?;
         // One driver serves them all.

@@ -124,7 +124,7 @@ impl WireGuardPath {
     /// The device was deleted: its peers are to notice, and to look for another way.
     pub fn silence(&self, tunnel: TunnelIndex) {
         if let Some(Some(share)) = self.shares.get(usize::from(tunnel.0)) {
-            share.device.set_up(false);
+            share.device.retire();
         }
     }
 

@@ -35,6 +35,7 @@ pub fn bind(
         let port = ListenPort::bind(tunnel.local, tunnel.port, wireguard.fwmark, workers)?;
         let device = Device::new(index, queue.clone());
         device.set_mtu(tunnel.mtu);
+        device.set_up(configured.up);
         let update = wireguard.update(port.number);
         all.push(Bound { tunnel: index, local: tunnel.local, device, port, update });
     }

@@ -38,6 +38,7 @@ pub struct Device {
     own: Mutex<Own>,
     mtu: AtomicU16,
     is_down: AtomicBool,
+    is_retired: AtomicBool,
     queue: QueueSender,
     stats: Stats,
     errands: Mutex<Vec<Arc<Peer>>>,
@@ -90,6 +91,7 @@ impl Device {
             own: Mutex::default(),
             mtu: AtomicU16::new(DEFAULT_MTU),
             is_down: AtomicBool::new(false),
+            is_retired: AtomicBool::new(false),
             queue,
             stats: Stats::default(),
             errands: Mutex::default(),
@@ -124,6 +126,11 @@ impl Device {
         if is_up {
             self.config().peers.values().for_each(|entry| self.resume(&entry.peer));
         }
+    }
+
+    /// Its link was deleted: down for good, whatever is said of it.
+    pub fn retire(&self) {
+        self.is_retired.store(true, Ordering::Release);
     }
 
     /// Other timers than the protocol's, for sessions that are made from now on: tests cannot wait for two minutes.
@@ -177,8 +184,9 @@ impl Device {
         self.mtu.load(Ordering::Relaxed).into()
     }
 
-    pub(super) fn is_down(&self) -> bool {
-        self.is_down.load(Ordering::Acquire)
+    /// What [`Device::set_up`] last said, unless it is retired; up at first.
+    pub fn is_down(&self) -> bool {
+        self.is_down.load(Ordering::Acquire) || self.is_retired.load(Ordering::Acquire)
     }
 
     pub(super) fn queue(&self) -> &QueueSender {
