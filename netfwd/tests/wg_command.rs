@@ -372,14 +372,16 @@ fn a_verbose_log_says_who_is_asked_and_who_is_turned_away() {
     let stranger = host.namespace.run(|| UdpSocket::bind("127.0.0.1:0")).expect("a namespace").expect("a port");
     let mut initiation = [0; 148];
     initiation[0] = 1;
-    stranger.send_to(&initiation, ("127.0.0.1", port)).expect("sent");
     let from = stranger.local_addr().expect("bound");
     let mut key = [0; 32];
     key[0] = 9;
     let asked = format!("peer {} is asked for a session", STANDARD.encode(key));
     let turned_away = format!("a handshake message from {from} was dropped: auth");
     let told = || fs::read_to_string(&file).expect("a file");
-    let said = wait_until(PATIENCE, || told().contains(&asked) && told().contains(&turned_away));
+    let is_asked = wait_until(PATIENCE, || told().contains(&asked));
+    // From then on it is up.
+    stranger.send_to(&initiation, ("127.0.0.1", port)).expect("sent");
+    let said = is_asked && wait_until(PATIENCE, || told().contains(&turned_away));
     output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
     child.wait().expect("ours");
     let told = told();
