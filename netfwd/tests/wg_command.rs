@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use base64::Engine;
@@ -56,6 +56,18 @@ impl Host {
         self.namespace.exec(&format!("ip link show {}", self.device)).is_ok()
     }
 
+    /// `netfwd wg -f` with a variable that says what is logged, and its link up.
+    fn start_in_front(&self, variable: &str, value: &str) -> InFront {
+        let file = std::env::temp_dir().join(format!("netfwd-{}", self.device));
+        let log = fs::File::create(&file).expect("a file");
+        let mut command = self.namespace.command(NETFWD);
+        let command = command.args(["wg", "-f", &self.device]).env(variable, value).stderr(log);
+        let in_front = InFront { child: command.spawn().expect("it starts"), file };
+        assert!(wait_until(PATIENCE, || is_listening(&self.namespace, &self.device)), "no control socket");
+        self.set_up();
+        in_front
+    }
+
     fn set_up(&self) {
         self.namespace.ip(&format!("link set {} up", self.device)).expect("a link");
     }
@@ -100,6 +112,27 @@ impl Drop for Host {
         if let Some(server) = self.server() {
             let _ = Command::new("kill").arg(server.to_string()).status();
         }
+    }
+}
+
+/// A process that stays in front, and the file that it logs to.
+struct InFront {
+    child: Child,
+    file: PathBuf,
+}
+
+impl InFront {
+    fn log(&self) -> String {
+        fs::read_to_string(&self.file).expect("a file")
+    }
+
+    /// Ends it and returns its log.
+    fn end(mut self) -> String {
+        output(Command::new("kill").args(["-TERM", &self.child.id().to_string()])).expect("ours");
+        self.child.wait().expect("ours");
+        let log = self.log();
+        fs::remove_file(&self.file).expect("ours");
+        log
     }
 }
 
@@ -316,13 +349,7 @@ fn neither_core_dumps_nor_debuggers_see_its_memory() {
 fn no_log_line_holds_a_key_however_much_is_logged() {
     let Some(host) = Host::new("log") else { return };
     host.namespace.exec("ip link set lo up").expect("up");
-    let file = std::env::temp_dir().join(format!("netfwd-wg-log-{}", std::process::id()));
-    let log = fs::File::create(&file).expect("a file");
-    let mut command = host.namespace.command(NETFWD);
-    let mut child =
-        command.args(["wg", "-f", &host.device]).env("RUST_LOG", "trace").stderr(log).spawn().expect("it starts");
-    assert!(wait_until(PATIENCE, || is_listening(&host.namespace, &host.device)), "no control socket");
-    host.set_up();
+    let in_front = host.start_in_front("RUST_LOG", "trace");
     let [private, preshared] = [0x11, 0x42].map(|byte| std::array::from_fn::<u8, 32, _>(|at| byte + at as u8));
     let [private_hex, preshared_hex] = [private, preshared].map(|key| PrivateKey::from_bytes(key).to_hex());
     let (private_hex, preshared_hex) = (private_hex.as_str(), preshared_hex.as_str());
@@ -334,10 +361,7 @@ fn no_log_line_holds_a_key_however_much_is_logged() {
         assert_eq!(host.say(&format!("set=1\n{wrong}\n\n")), "errno=-22\n\n");
     }
     let initiated = wait_until(PATIENCE, || host.told(&["tx_bytes"]) == ["tx_bytes=148"]);
-    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
-    child.wait().expect("ours");
-    let log = fs::read_to_string(&file).expect("written");
-    fs::remove_file(&file).expect("ours");
+    let log = in_front.end();
     assert!(initiated && log.contains("Sending handshake_initiation"), "{log}");
     for key in [private, preshared] {
         let shown = [
@@ -357,13 +381,7 @@ fn no_log_line_holds_a_key_however_much_is_logged() {
 fn a_verbose_log_says_who_is_asked_and_who_is_turned_away() {
     let Some(host) = Host::new("why") else { return };
     host.namespace.exec("ip link set lo up").expect("up");
-    let file = std::env::temp_dir().join(format!("netfwd-wg-why-{}", std::process::id()));
-    let log = fs::File::create(&file).expect("a file");
-    let mut command = host.namespace.command(NETFWD);
-    let mut child =
-        command.args(["wg", "-f", &host.device]).env("LOG_LEVEL", "verbose").stderr(log).spawn().expect("it starts");
-    assert!(wait_until(PATIENCE, || is_listening(&host.namespace, &host.device)), "no control socket");
-    host.set_up();
+    let in_front = host.start_in_front("LOG_LEVEL", "verbose");
     let (private, peer) = ("11".repeat(32), "09".to_owned() + &"00".repeat(31));
     let set = format!("set=1\nprivate_key={private}\npublic_key={peer}\n");
     assert_eq!(host.say(&format!("{set}endpoint=127.0.0.1:9\npersistent_keepalive_interval=1\n\n")), "errno=0\n\n");
@@ -377,15 +395,12 @@ fn a_verbose_log_says_who_is_asked_and_who_is_turned_away() {
     key[0] = 9;
     let asked = format!("peer {} is asked for a session", STANDARD.encode(key));
     let turned_away = format!("a handshake message from {from} was dropped: auth");
-    let told = || fs::read_to_string(&file).expect("a file");
+    let told = || in_front.log();
     let is_asked = wait_until(PATIENCE, || told().contains(&asked));
     // From then on it is up.
     stranger.send_to(&initiation, ("127.0.0.1", port)).expect("sent");
     let said = is_asked && wait_until(PATIENCE, || told().contains(&turned_away));
-    output(Command::new("kill").args(["-TERM", &child.id().to_string()])).expect("ours");
-    child.wait().expect("ours");
-    let told = told();
-    fs::remove_file(&file).expect("ours");
+    let told = in_front.end();
     assert!(said, "{told}");
 }
 
