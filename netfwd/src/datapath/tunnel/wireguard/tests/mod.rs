@@ -1,6 +1,7 @@
 //! Devices that talk to each other over a wire that is a vector.
 
 mod batch;
+mod changes;
 mod handshake;
 mod scale;
 
@@ -11,9 +12,11 @@ mod ends;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use ends::{End, inner, packet_between as packet};
+use gotatun::noise::TimerParams;
 use netfwd_common::reason::{DropReason, Stage};
 use netfwd_common::wire::wireguard::{self, MessageType};
 
@@ -153,4 +156,51 @@ fn exchange(a: &mut Host, b: &mut Host) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         at_a.extend(a.receive(&mem::take(&mut b.wire)));
     }
     panic!("they do not stop talking");
+}
+
+const SHORT: Duration = Duration::from_millis(30);
+
+/// Retries and rekeys after moments.
+fn hurried() -> TimerParams {
+    TimerParams { rekey_timeout: SHORT..=SHORT, rekey_after_time: SHORT..=SHORT, ..TimerParams::default() }
+}
+
+fn hurried_pair() -> (Host, Host) {
+    let (a, b) = Host::pair();
+    a.device.set_timers(hurried());
+    b.device.set_timers(hurried());
+    (a, b)
+}
+
+fn kinds(sent: &[Sent]) -> Vec<MessageType> {
+    sent.iter().map(Sent::kind).collect()
+}
+
+fn take(host: &mut Host) -> Vec<Sent> {
+    std::mem::take(&mut host.wire)
+}
+
+impl Host {
+    /// The initiation with which `other` wants another session.
+    fn wire_for_rekey(&self, other: &mut Self) -> Sent {
+        sleep(2 * SHORT);
+        loop {
+            other.send(inner(self.number()), &packet(other.number(), self.number(), b"more")).unwrap();
+            other.tick();
+            let sent = take(other);
+            if let Some(initiation) = sent.into_iter().find(|sent| sent.kind() == MessageType::Initiation) {
+                return initiation;
+            }
+        }
+    }
+}
+
+/// Ticks until something is sent.
+fn tick_until_sent(host: &mut Host) {
+    let start = Instant::now();
+    while host.wire.is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(10), "nothing is sent");
+        sleep(Duration::from_millis(5));
+        host.tick();
+    }
 }

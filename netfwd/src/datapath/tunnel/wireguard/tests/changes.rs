@@ -1,0 +1,142 @@
+//! What an operator changes while sessions exist or are begun: peers, keys, the link.
+
+use super::*;
+
+#[test]
+fn a_removed_peer_is_gone() {
+    let (mut a, mut b) = Host::connected();
+    a.send(inner(2), &packet(1, 2, b"late")).unwrap();
+    let late = take(&mut a);
+    b.update(PeerUpdate { remove: true, ..PeerUpdate::new(a.public_key()) });
+    assert_eq!(b.receive(&late), Vec::<Vec<u8>>::new());
+    assert_eq!(b.drops(Direction::Ingress, Stage::Crypto, DropReason::NoSession), 1);
+    assert_eq!(b.send(inner(1), &packet(2, 1, b"?")), Err(DropReason::NoPeer));
+    assert_eq!(b.device.sessions.len(), 0);
+    b.tick();
+    assert_eq!(b.device.peer_counts(), PeerCounts::default());
+}
+
+#[test]
+fn what_waited_for_a_peer_that_is_removed_is_a_drop() {
+    let (mut a, b) = Host::pair();
+    for n in 0..3 {
+        a.send(inner(2), &packet(1, 2, &[n])).unwrap();
+    }
+    a.update(PeerUpdate { remove: true, ..PeerUpdate::new(b.public_key()) });
+    a.work();
+    a.tick();
+    assert_eq!(a.drops(Direction::Egress, Stage::Crypto, DropReason::NoSession), 3);
+}
+
+#[test]
+fn another_private_key_ends_all_sessions_and_the_same_one_none() {
+    let (mut a, mut b) = Host::connected();
+    let set = |host: &Host, key: &PrivateKey| {
+        host.device.apply(&DeviceUpdate { private_key: Some(Some(key.clone())), ..DeviceUpdate::default() });
+    };
+    set(&b, &b.key);
+    // As the kernel shows it.
+    let shown = b.device.status().private_key.expect("a key");
+    assert_eq!(shown.to_hex(), b.key.clone().clamped().to_hex());
+    set(&b, &shown);
+    a.send(inner(2), &packet(1, 2, b"same")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"same")]);
+
+    b.key = PrivateKey::from_bytes([9; 32]);
+    set(&b, &b.key);
+    a.send(inner(2), &packet(1, 2, b"lost")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).1, Vec::<Vec<u8>>::new());
+    assert_eq!(b.drops(Direction::Ingress, Stage::Crypto, DropReason::NoSession), 1);
+    assert_eq!(b.device.sessions.len(), 0);
+
+    a.know(&b, |_| {});
+    a.connect(&mut b);
+    b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
+}
+
+#[test]
+fn without_a_key_nobody_is_answered() {
+    let (mut a, mut b) = Host::connected();
+    b.device.apply(&DeviceUpdate { private_key: Some(None), ..DeviceUpdate::default() });
+    a.send(inner(2), &packet(1, 2, b"lost")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b), (vec![], vec![]));
+    assert!(b.device.status().private_key.is_none());
+    assert_eq!(b.send(inner(1), &packet(2, 1, b"?")).unwrap().staged, 1);
+    b.tick();
+    assert_eq!(b.wire, []);
+    // But what we send waits for a key.
+    b.device.apply(&DeviceUpdate { private_key: Some(Some(b.key.clone())), ..DeviceUpdate::default() });
+    b.work();
+    assert_eq!(exchange(&mut a, &mut b), (vec![packet(2, 1, b"?")], vec![]));
+}
+
+#[test]
+fn a_handshake_under_way_begins_anew_with_another_key() {
+    let (mut a, b) = Host::pair();
+    a.know(&b, |peer| peer.persistent_keepalive = Some(25));
+    a.tick();
+    assert_eq!(take(&mut a)[0].kind(), MessageType::Initiation);
+    for (key, messages) in [(Some([7; 32]), 1), (None, 0), (Some([8; 32]), 1)] {
+        let private_key = Some(key.map(PrivateKey::from_bytes));
+        a.device.apply(&DeviceUpdate { private_key, ..DeviceUpdate::default() });
+        a.work();
+        assert_eq!(take(&mut a).len(), messages, "{key:?}");
+    }
+}
+
+#[test]
+fn a_device_whose_link_is_down_neither_speaks_nor_answers() {
+    let (mut a, mut b) = Host::connected();
+    b.know(&a, |peer| peer.persistent_keepalive = Some(1));
+    b.device.set_up(false);
+    b.tick();
+    a.send(inner(2), &packet(1, 2, b"late")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b), (vec![], vec![]));
+    assert_eq!(b.device.sessions.len(), 0);
+    let mut c = Host::new(3);
+    c.know(&b, |_| {});
+    b.know(&c, |_| {});
+    c.send(inner(2), &packet(3, 2, b"hello")).unwrap();
+    let initiation = take(&mut c);
+    b.receive(&initiation);
+    assert_eq!(b.send(inner(1), &packet(2, 1, b"early")).unwrap().staged, 1);
+    sleep(Duration::from_millis(1100));
+    b.tick();
+    assert_eq!((b.wire.len(), b.device.peer_counts().active), (0, 0));
+
+    b.device.set_up(true);
+    b.work();
+    assert_eq!(kinds(&b.wire), [MessageType::Initiation], "what came before the link was known to be up leaves");
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"early")]);
+    b.receive(&initiation);
+    assert_eq!(kinds(&b.wire), [MessageType::Response]);
+}
+
+#[test]
+fn a_device_that_comes_up_begins_with_keepalives() {
+    let (mut a, mut b) = Host::connected();
+    a.know(&b, |peer| peer.persistent_keepalive = Some(25));
+    a.device.set_up(false);
+    a.tick();
+    take(&mut a);
+    a.device.set_up(true);
+    a.tick();
+    assert_eq!(kinds(&a.wire), [MessageType::Initiation]);
+    exchange(&mut a, &mut b);
+    b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+    assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
+}
+
+#[test]
+fn a_peer_that_is_the_device_itself_is_left_out() {
+    let mut a = Host::new(1);
+    a.update(PeerUpdate::new(a.public_key()));
+    assert_eq!(a.device.peer_counts().configured, 0);
+    let b = Host::new(2);
+    a.know(&b, |_| {});
+    a.key = b.key.clone();
+    a.device.apply(&DeviceUpdate { private_key: Some(Some(b.key.clone())), ..DeviceUpdate::default() });
+    assert_eq!(a.device.peer_counts().configured, 0);
+    assert_eq!(a.send(inner(2), &packet(1, 2, b"?")), Err(DropReason::NoPeer));
+}
