@@ -243,7 +243,7 @@ impl Counts {
     }
 }
 
-/// Runs one load; `each_second` sees the bytes received so far, about once a second.
+/// Runs one load; `each_second` sees the bytes received so far, about once a second while it is sent.
 pub fn measure(lab: &Lab, gateway: &Gateway<'_>, case: Case, mut each_second: impl FnMut(u64)) -> Result<Outcome> {
     let progress = Arc::new(Progress::default());
     let before = gateway.metrics()?;
@@ -251,11 +251,13 @@ pub fn measure(lab: &Lab, gateway: &Gateway<'_>, case: Case, mut each_second: im
     let arrived = lab.gateway.arrived(UNDERLAY)?;
     let report = thread::scope(|scope| {
         let load = scope.spawn(|| send(lab, case, Arc::clone(&progress)));
-        let mut next = Instant::now() + Duration::from_secs(1);
+        let began = Instant::now();
+        let mut shown = 0.0;
         while !load.is_finished() {
             thread::sleep(Duration::from_millis(20));
-            if Instant::now() >= next {
-                next += Duration::from_secs(1);
+            // The receiver waits for the last datagrams after that: no second of load.
+            if shown + 1.0 <= case.seconds && began.elapsed().as_secs_f64() >= shown + 1.0 {
+                shown += 1.0;
                 each_second(progress.bytes());
             }
         }

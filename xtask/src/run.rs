@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use xtask::interrupt;
 use xtask::lab::{Lab, METRICS_ADDRESS, Options, Program, Tunnel};
 
-use crate::measure::{Case, Counts, Direction, Gateway, Outcome, Protocol, Subject, measure};
+use crate::measure::{Case, Counts, Direction, Gateway, Losses, Outcome, Protocol, Subject, measure};
 use crate::{cargo, setup};
 
 /// Offered load of the UDP part: what one core of a small machine forwards without loss.
@@ -148,6 +148,18 @@ fn summarize(cases: &[Case], subjects: [Subject; 2], columns: &[Vec<Outcome>]) {
     for (row, case) in cases.iter().enumerate() {
         let cells: Vec<String> = columns.iter().filter_map(|column| column.get(row)).map(cell).collect();
         println!("{:36} {}", case.name(), cells.iter().map(|cell| format!("{cell:>40}")).collect::<Vec<_>>().join(" "));
+    }
+    for (subject, column) in subjects.iter().zip(columns) {
+        for (case, outcome) in cases.iter().zip(column) {
+            if let Some(Losses { total, before: Some(before) }) = outcome.losses.filter(|losses| losses.total > 0.0) {
+                let [total, before] = [total, before].map(|share| share * 100.0);
+                println!(
+                    "{}, {}: of {total:.1} % lost {before:.1} never reached the gateway.",
+                    case.name(),
+                    subject.name()
+                );
+            }
+        }
     }
     println!("CPU-seconds are the whole machine's, load tool and veth pairs included, for each GB of payload.");
     println!("AF_XDP on veth copies each packet where the kernel's own path does not: see cargo xtask bench.");
