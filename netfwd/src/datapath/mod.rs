@@ -1,7 +1,8 @@
 //! The data path, sans-IO.
 //!
 //! Bytes in, bytes out: nothing below this module knows of sockets, devices, threads or clocks. Time, randomness and
-//! I/O are arguments, so whole pipelines run in tests and fuzzers without root.
+//! I/O are arguments, so whole pipelines run in tests and fuzzers without root. The exception is WireGuard's control side, whose
+//! queue waits and whose library draws keys and reads a clock.
 //!
 //! ```text
 //! ingress   datagram → lookup → decap → vet → coalesce → FrameSink

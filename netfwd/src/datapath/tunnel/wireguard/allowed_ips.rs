@@ -4,11 +4,12 @@
 //! given to.
 //!
 //! Workers look it up for every superframe and every packet, so they must not share a lock for it: each has a
-//! [`Snapshots`] of the table, which a number tells to be outdated. Numbers are never used twice, not even by two devices.
+//! [`Snapshots`] of the table, which a number tells to be outdated. Numbers are never used twice, not even by two devices. While the
+//! table is being changed (milliseconds, with thousands of peers) workers go on with what they have; one that has nothing waits.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
@@ -66,6 +67,15 @@ impl Published {
         change(Arc::make_mut(&mut current));
         self.number.store(next_number(), Ordering::Release);
     }
+
+    /// The table, unless it is being changed; `waits`: once it is not.
+    fn look(&self, waits: bool) -> Option<MutexGuard<'_, Arc<AllowedIps>>> {
+        match self.current.try_lock() {
+            Ok(current) => Some(current),
+            Err(TryLockError::Poisoned(current)) => Some(current.into_inner()),
+            Err(TryLockError::WouldBlock) => waits.then(|| self.current.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
 }
 
 fn next_number() -> u64 {
@@ -92,8 +102,9 @@ impl Snapshots {
             self.0.resize(at + 1, Snapshot::default());
         }
         let snapshot = &mut self.0[at];
-        if snapshot.number != published.number.load(Ordering::Acquire) {
-            let current = published.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if snapshot.number != published.number.load(Ordering::Acquire)
+            && let Some(current) = published.look(snapshot.number == 0)
+        {
             // Under the lock the number belongs to the table.
             *snapshot = Snapshot { number: published.number.load(Ordering::Acquire), table: Arc::clone(&current) };
         }
@@ -122,6 +133,25 @@ mod tests {
     fn operation() -> impl Strategy<Value = (IpNet, Option<usize>)> {
         let prefix = (any::<bool>(), any::<u8>(), 0_u8..=8).prop_map(|(v6, bits, len)| prefix(v6, bits, len));
         (prefix, prop::option::weighted(0.6, 0_usize..4))
+    }
+
+    #[test]
+    fn a_worker_goes_on_with_what_it_has_while_the_table_is_changed() {
+        let (tunnel, published, mut snapshots) = (TunnelIndex(0), Published::new(), Snapshots::default());
+        let peer = Peer::new(PublicKey([1; 32]));
+        let everything = prefix(false, 0, 0);
+        let owns = |table: &AllowedIps| table.lookup(everything.addr()).is_some();
+        assert!(!owns(snapshots.of(tunnel, &published)));
+        published.change(|table| drop(table.insert(everything, peer)));
+        std::thread::scope(|scope| {
+            let (said, told) = std::sync::mpsc::channel();
+            published.change(|_| {
+                let (snapshots, published) = (&mut snapshots, &published);
+                scope.spawn(move || said.send(owns(snapshots.of(tunnel, published))));
+                assert_eq!(told.recv_timeout(std::time::Duration::from_secs(10)), Ok(false));
+            });
+        });
+        assert!(owns(snapshots.of(tunnel, &published)));
     }
 
     proptest! {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +28,8 @@ use crate::datapath::packet::TunnelIndex;
 
 /// What the kernel's device has over IPv4 and IPv6 on Ethernet.
 const DEFAULT_MTU: u16 = 1420;
+/// So long an answer is waited for before the question is repeated (whitepaper §6.1).
+const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A session is unusable that long after its handshake (REJECT_AFTER_TIME, whitepaper §6.1).
 const SESSION: Duration = Duration::from_secs(180);
 
@@ -44,6 +46,8 @@ pub struct Device {
     errands: Mutex<Vec<Arc<Peer>>>,
     has_errands: AtomicBool,
     active: Mutex<Vec<Arc<Peer>>>,
+    /// How many peers are active. The list is somewhere else during a tick.
+    active_count: AtomicUsize,
     pub(super) allowed_ips: Published,
     pub(super) sessions: Sessions,
     pub(super) budget: Budget,
@@ -97,6 +101,7 @@ impl Device {
             errands: Mutex::default(),
             has_errands: AtomicBool::new(false),
             active: Mutex::default(),
+            active_count: AtomicUsize::new(0),
             allowed_ips: Published::new(),
             sessions: Sessions::new(),
             budget: Budget::default(),
@@ -138,6 +143,11 @@ impl Device {
         lock(&self.own).timers = Some(timers);
     }
 
+    /// REKEY_TIMEOUT, or what the timers have instead.
+    pub(super) fn rekey_timeout(&self) -> Duration {
+        lock(&self.own).timers.as_ref().map_or(REKEY_TIMEOUT, |timers| *timers.rekey_timeout.end())
+    }
+
     /// Changes key and peers. `listen_port` and `fwmark` are the sockets' matter and ignored here.
     pub fn apply(&self, update: &DeviceUpdate) {
         let mut config = self.config();
@@ -177,7 +187,7 @@ impl Device {
 
     /// How many peers there are.
     pub fn peer_counts(&self) -> PeerCounts {
-        PeerCounts { configured: self.config().peers.len(), active: self.active().len() }
+        PeerCounts { configured: self.config().peers.len(), active: self.active_count.load(Ordering::Relaxed) }
     }
 
     pub(super) fn mtu(&self) -> usize {
@@ -243,8 +253,15 @@ impl Device {
     /// Lets time pass for a peer.
     pub(super) fn activate(&self, peer: &Arc<Peer>) {
         if !peer.is_active.swap(true, Ordering::AcqRel) {
+            self.active_count.fetch_add(1, Ordering::Relaxed);
             self.active().push(Arc::clone(peer));
         }
+    }
+
+    /// Lets no time pass for an active peer any more; it is not to be given back.
+    pub(super) fn deactivate(&self, peer: &Peer) {
+        self.active_count.fetch_sub(1, Ordering::Relaxed);
+        peer.is_active.store(false, Ordering::Release);
     }
 
     /// Takes the peers whose timers run, into an empty vector. Those that are still active are to be given back.
@@ -297,7 +314,7 @@ impl Device {
         if state.persistent_keepalive != 0 {
             self.activate(peer);
         }
-        if !state.staged.is_empty() {
+        if state.is_initiating {
             self.ask_for(peer);
         }
     }

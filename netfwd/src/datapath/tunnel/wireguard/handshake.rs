@@ -1,8 +1,8 @@
 //! The control side: handshakes and timers.
 //!
-//! One thread does this for all devices, so that curve arithmetic never delays data: a worker hands over a message or a wish and
-//! goes on. The library holds the state machine; here it is decided whom a message is for, what may be computed for it, and
-//! what happens to the packets that waited.
+//! One thread does this for all devices, so that curve arithmetic delays nobody else's data: a worker hands over a message or a
+//! wish and goes on. Only the data of the peer that a handshake is computed for waits for it, at its lock. The library holds the
+//! state machine; here it is decided whom a message is for, what may be computed for it, and what happens to the packets that waited.
 //!
 //! Invariants: nothing is computed on a curve before the message's MAC has been verified, and under load the cookie of one that
 //! was not expected. The place of a peer changes only with an authentic message. Packets that waited leave under their
@@ -15,7 +15,6 @@
 use std::collections::HashSet;
 use std::mem;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -43,6 +42,8 @@ use crate::datapath::tunnel::encap::MAX_PAYLOAD;
 
 /// How often timers are to be looked at.
 pub const TICK: Duration = Duration::from_millis(250);
+/// Older than this, the library's clock is set before a handshake.
+const STALE: Duration = Duration::from_secs(1);
 
 /// When it is, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -214,6 +215,7 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
                 peer.count_received(message.bytes().len());
                 state.follow(message.path);
                 state.unconfirmed = Some(response.sender_idx.get());
+                state.answered = Some(self.now.monotonic);
                 self.device.activate(&peer);
                 self.send(&peer, &mut state, WgKind::HandshakeResp(response));
                 Ok(())
@@ -281,7 +283,8 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
         }
         self.release(peer, &mut state);
         let is_interrupted = mem::take(&mut state.is_interrupted);
-        if (is_interrupted || !state.staged.is_empty()) && !self.device.is_down() {
+        // Who has asked may have found no room for its packet.
+        if (is_interrupted || state.is_initiating || !state.staged.is_empty()) && !self.device.is_down() {
             self.initiate(peer, &mut state);
             self.device.activate(peer);
         }
@@ -289,7 +292,7 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
 
     /// Starts a handshake unless one is under way.
     fn initiate(&mut self, peer: &Arc<Peer>, state: &mut State) {
-        if state.path.is_none() || self.device.with_session(peer, state).is_none() {
+        if state.path.is_none() || self.is_expected(state) || self.device.with_session(peer, state).is_none() {
             return;
         }
         self.wind(peer, state);
@@ -297,6 +300,14 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
         if let Some(initiation) = initiation {
             self.send(peer, state, initiation.into());
         }
+    }
+
+    /// Whether the peer may yet confirm the session that it asked for: it gets REKEY_TIMEOUT, as in the kernel, where an answer
+    /// counts as a handshake sent (`wg_packet_send_handshake_initiation`). Two that ask each other at once, and each again as soon
+    /// as they have answered, would forget what they asked before its answer has come from far away, for ever.
+    fn is_expected(&self, state: &State) -> bool {
+        let waited = state.answered.map(|answered| self.now.monotonic.saturating_duration_since(answered));
+        state.awaits_confirmation() && waited.is_some_and(|waited| waited < self.device.rekey_timeout())
     }
 
     /// Begins a handshake if the session that we began is due for one. The library does so when it has sent packets, the kernel
@@ -308,14 +319,23 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
         }
     }
 
-    /// The library's clock stands still between ticks: sets it if for this peer there were none.
+    /// The library's clock stands still between ticks: sets it if there were none for this peer lately. By the old time the next
+    /// tick would find the handshake that is about to begin long expired.
     fn wind(&mut self, peer: &Arc<Peer>, state: &mut State) {
-        if peer.is_active.load(Ordering::Acquire) {
+        let wound = *state.wound.get_or_insert(self.now.monotonic);
+        if self.now.monotonic.saturating_duration_since(wound) < STALE {
             return;
         }
-        if let Some(Ok(Some(message))) = state.session.as_mut().map(|session| session.update_timers()) {
-            self.send(peer, state, message);
+        match self.update_timers(state) {
+            Some(Ok(Some(message))) => self.send(peer, state, message),
+            Some(Err(WireGuardError::ConnectionExpired)) => self.expire(peer, state),
+            _ => {}
         }
+    }
+
+    fn update_timers(&self, state: &mut State) -> Option<Result<Option<WgKind>, WireGuardError>> {
+        state.wound = Some(self.now.monotonic);
+        state.session.as_mut().map(|session| session.update_timers())
     }
 
     /// Seals and sends what waited for a session, if there is one now.
@@ -346,7 +366,7 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
         let stays = !state.is_removed && self.pass_time(peer, &mut state);
         if !stays {
             self.device.sessions.sweep(peer, &mut state);
-            peer.is_active.store(false, Ordering::Release);
+            self.device.deactivate(peer);
         }
         stays
     }
@@ -360,15 +380,15 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
         if !wants_keepalives && state.staged.is_empty() && state.session.is_none() {
             return false;
         }
-        let Some(session) = self.device.with_session(peer, state) else {
+        if self.device.with_session(peer, state).is_none() {
             // What waits for a key of ours goes on waiting, as in the kernel: `wg set` may bring it last.
             if self.device.identity().is_some() {
                 self.give_up(peer, state);
             }
             return wants_keepalives;
-        };
-        match session.update_timers() {
-            Ok(Some(message)) => {
+        }
+        match self.update_timers(state) {
+            Some(Ok(Some(message))) => {
                 let is_keepalive = matches!(message, WgKind::Data(_));
                 if state.is_initiating && !is_keepalive {
                     state.distrust_local();
@@ -378,14 +398,14 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
                     self.renew(peer, state);
                 }
             }
-            Err(WireGuardError::ConnectionExpired) => {
+            Some(Err(WireGuardError::ConnectionExpired)) => {
                 self.give_up(peer, state);
                 if !wants_keepalives {
                     return false;
                 }
                 self.initiate(peer, state);
             }
-            Ok(None) | Err(_) => {}
+            _ => {}
         }
         if !state.staged.is_empty() {
             self.release(peer, state);
@@ -405,12 +425,17 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
 
     /// There is no session any more, and no answer to come.
     fn give_up(&self, peer: &Peer, state: &mut State) {
+        self.expire(peer, state);
+        self.drop_staged(state);
+    }
+
+    /// There is no session any more.
+    fn expire(&self, peer: &Peer, state: &mut State) {
         if state.is_initiating {
             debug!("peer {} did not answer", peer.public_key);
             self.device.stats().count_handshake(Role::Initiator, HandshakeResult::GaveUp);
         }
         state.forget_sessions();
-        self.drop_staged(state);
     }
 
     fn drop_staged(&self, state: &mut State) {

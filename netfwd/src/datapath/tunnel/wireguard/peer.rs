@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use gotatun::noise::index_table::IndexTable;
 use gotatun::noise::{TimerParams, Tunn};
@@ -62,6 +62,10 @@ pub(super) struct State {
     pub(super) is_initiator: bool,
     /// The session that we answered for, until the peer uses it.
     pub(super) unconfirmed: Option<u32>,
+    /// When we last answered.
+    pub(super) answered: Option<Instant>,
+    /// When the library's clock was last set, or first looked at after its session object was made.
+    pub(super) wound: Option<Instant>,
     /// The peer has used it: to be noted by the control side.
     pub(super) is_confirmed: bool,
     /// There has been a session that both sides used, and timers have not ended it yet.

@@ -151,8 +151,9 @@ impl Shared {
     fn rouse(&self, mask: u8) {
         // What was sent before is seen by a receiver that goes to sleep after this look.
         fence(Ordering::SeqCst);
+        // One that has gone to sleep again since the look, for other lanes, is woken for nothing: nobody else would do it now.
         if self.sleeps_for.load(Ordering::Relaxed) & mask != 0
-            && self.sleeps_for.swap(0, Ordering::Relaxed) & mask != 0
+            && self.sleeps_for.swap(0, Ordering::Relaxed) != 0
             && let Some(sleeper) = self.sleeper.get()
         {
             sleeper.unpark();

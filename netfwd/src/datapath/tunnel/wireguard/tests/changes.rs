@@ -128,6 +128,28 @@ fn a_device_that_comes_up_begins_with_keepalives() {
     assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
 }
 
+/// Minutes: only `cargo xtask test --slow` runs what is in a module of this name.
+mod slow {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_first_after_the_link_was_down_for_long_arrives() {
+        let (mut a, mut b) = Host::connected();
+        a.know(&b, |peer| peer.persistent_keepalive = Some(25));
+        a.device.set_up(false);
+        a.tick();
+        // More than REKEY_ATTEMPT_TIME, for which the library's clock stands still.
+        sleep(Duration::from_secs(95));
+        take(&mut a);
+        a.device.set_up(true);
+        a.send(inner(2), &packet(1, 2, b"first")).unwrap();
+        assert_eq!(kinds(&a.wire), [MessageType::Initiation]);
+        a.tick();
+        assert_eq!(a.handshakes(Role::Initiator, HandshakeResult::GaveUp), 0);
+        assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"first")]);
+    }
+}
+
 #[test]
 fn a_peer_that_is_the_device_itself_is_left_out() {
     let mut a = Host::new(1);

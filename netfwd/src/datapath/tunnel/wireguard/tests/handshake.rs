@@ -130,7 +130,8 @@ fn a_responder_keeps_its_packets_until_the_session_is_confirmed() {
     b.receive(&initiation);
     let response = take(&mut b);
     assert_eq!(b.send(inner(1), &packet(2, 1, b"early")).unwrap().staged, 1);
-    take(&mut b);
+    b.tick();
+    assert_eq!(b.wire, [], "it asks for none of its own while one is to be confirmed");
     a.receive(&response);
     // The keepalive that confirms is lost; the packet behind it does as well.
     let confirmation = take(&mut a);
@@ -155,6 +156,41 @@ fn two_that_start_at_once_lose_nothing() {
         b.tick();
     }
     assert_eq!((at_a, at_b), (vec![packet(2, 1, b"from b")], vec![packet(1, 2, b"from a")]));
+}
+
+#[test]
+fn two_that_start_at_once_far_from_each_other_have_a_session_after_the_first_answers() {
+    let (mut a, mut b) = Host::pair();
+    a.send(inner(2), &packet(1, 2, b"from a")).unwrap();
+    b.send(inner(1), &packet(2, 1, b"from b")).unwrap();
+    let (mut at_a, mut at_b, mut initiations) = (vec![], vec![], 0);
+    let mut way = std::collections::VecDeque::from([(vec![], vec![]), (vec![], vec![])]);
+    // What is sent arrives three ticks later.
+    for _ in 0..12 {
+        way.push_back((take(&mut a), take(&mut b)));
+        let (from_a, from_b) = way.pop_front().expect("what is on the way");
+        initiations += from_a.iter().chain(&from_b).filter(|sent| sent.kind() == MessageType::Initiation).count();
+        at_a.extend(a.receive(&from_b));
+        at_b.extend(b.receive(&from_a));
+        a.tick();
+        b.tick();
+    }
+    assert_eq!((at_a, at_b), (vec![packet(2, 1, b"from b")], vec![packet(1, 2, b"from a")]));
+    assert_eq!(initiations, 2);
+}
+
+#[test]
+fn who_answered_asks_when_its_answer_was_lost() {
+    let (mut a, mut b) = hurried_pair();
+    a.send(inner(2), &packet(1, 2, b"from a")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    take(&mut b);
+    b.send(inner(1), &packet(2, 1, b"from b")).unwrap();
+    assert_eq!(b.wire, []);
+    tick_until_sent(&mut b);
+    assert_eq!(kinds(&b.wire), [MessageType::Initiation]);
+    assert_eq!(exchange(&mut a, &mut b), (vec![packet(2, 1, b"from b")], vec![packet(1, 2, b"from a")]));
 }
 
 #[test]

@@ -45,6 +45,48 @@ fn timers_run_for_nobody_who_has_none() {
 }
 
 #[test]
+fn peers_are_active_during_a_tick_too() {
+    let mut host = Host::new(1);
+    host.device.apply(&DeviceUpdate { peers: (0..3).map(peer).collect(), ..DeviceUpdate::default() });
+    (0..3).for_each(|n| host.update(PeerUpdate { persistent_keepalive: Some(25), ..peer(n) }));
+    let End { device, handshakes, counters, .. } = &mut host.end;
+    let mut seen = vec![];
+    handshakes.tick(device, counters, Now::read(), &mut |run| {
+        seen.push(device.peer_counts().active);
+        run.bytes
+    });
+    assert_eq!(seen, [3; 3]);
+    host.update(PeerUpdate { remove: true, ..peer(1) });
+    host.tick();
+    assert_eq!(host.device.peer_counts(), PeerCounts { configured: 2, active: 2 });
+}
+
+#[test]
+fn who_finds_no_room_for_its_packet_is_asked_for_a_session_all_the_same() {
+    let mut host = Host::new(1);
+    host.device.apply(&DeviceUpdate { peers: (0..4).map(peer).collect(), ..DeviceUpdate::default() });
+    let large = packet(1, 2, &[0; 60_000]);
+    for n in 0..3 {
+        (0..128).for_each(|_| assert!(host.send(address(n), &large).is_ok()));
+    }
+    let full = |host: &Host| host.drops(Direction::Egress, Stage::Crypto, DropReason::QueueFull);
+    let (before, initiations) = (full(&host), host.wire.len());
+    assert!(before > 0);
+    host.send(address(3), &large).unwrap();
+    assert_eq!((full(&host) - before, host.wire.len() - initiations), (1, 1));
+    host.device.set_up(false);
+    host.tick();
+    host.wire.clear();
+    // The same while the link is down.
+    for n in 0..4 {
+        (0..128).for_each(|_| assert!(host.send(address(n), &large).is_ok()));
+    }
+    host.device.set_up(true);
+    host.work();
+    assert_eq!(host.wire.len(), 4);
+}
+
+#[test]
 fn peers_are_told_in_the_order_in_which_they_came() {
     let host = Host::new(1);
     let change = |peers| host.device.apply(&DeviceUpdate { peers, ..DeviceUpdate::default() });
