@@ -16,7 +16,7 @@ use crate::vm;
 
 /// The end-to-end tests share the machine's cores with the traffic they make, so they run one by one.
 const STEPS: [(&str, &[&str], &[&str]); 3] = [
-    ("units and properties", &["--lib", "--bins"], &[]),
+    ("units and properties", &["--lib", "--bins"], &["--skip", SLOW]),
     ("the eBPF object and network namespaces", &["--test", "*"], &["--test-threads=1", "--skip", SLOW, "--skip", VM]),
     ("examples in the documentation", &["--doc"], &[]),
 ];
@@ -31,7 +31,7 @@ const VM: &str = "vm_";
 pub fn test_slow() -> Result<()> {
     setup::ensure()?;
     check_root()?;
-    let programs = ["--test", "e2e_*", "--test", "hostile"];
+    let programs = ["--lib", "--test", "e2e_*", "--test", "hostile"];
     let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
     command.args(programs).args(["--", "--test-threads=1"]);
     let totals = run_tests(command.arg(SLOW))?;
