@@ -402,13 +402,13 @@ impl Running {
         // An eventfd of value 0 takes any 8-byte increment.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         let deadline = Instant::now() + STOP_WITHIN;
-        for (index, thread) in self.threads.into_iter().enumerate() {
+        for thread in self.threads {
             while !thread.is_finished() && Instant::now() < deadline {
                 thread::sleep(RETRY);
             }
             if !thread.is_finished() {
                 // The end of the process frees what it holds.
-                warn!("worker {index} did not end in time");
+                warn!("thread {} did not end in time", thread.thread().name().unwrap_or("a thread"));
             }
         }
     }
