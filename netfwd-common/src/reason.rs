@@ -186,6 +186,8 @@ reasons! {
         TooShort => "too_short",
         /// For another station's MAC address, or for all: the kernel knows which of these it takes.
         OtherStation => "other_station",
+        /// WireGuard from a link-local address: only a socket tells the interface that the answer has to take.
+        LinkLocal => "link_local",
     }
 }
 

@@ -91,8 +91,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 pub fn run(config: Config) -> Result<(), RunError> {
     let mut control = begin(&config)?;
     let (links, Ready { mtus, listener }) = find_ready(&control, &config)?;
-    let config = Arc::new(config);
-    let Some(gateway) = assemble(&mut control, &config, links, mtus)? else { return Ok(()) };
+    let Some((config, gateway)) = assemble(&mut control, config, links, mtus)? else { return Ok(()) };
     // Port 0 has become another one.
     let listen = listener.local_addr().unwrap_or(config.metrics.listen);
     let told = || {
@@ -105,24 +104,29 @@ pub fn run(config: Config) -> Result<(), RunError> {
 /// Runs one WireGuard device that is configured over its control socket, without metrics, until it is told to end, its link
 /// is deleted or its control socket removed. `ready` is called once device and socket are there; its error is the end.
 pub fn run_device(name: String, ready: impl FnOnce() -> io::Result<()>) -> Result<(), RunError> {
-    let config = Arc::new(Config::of_device(name));
+    let config = Config::of_device(name);
     let mut control = begin(&config)?;
     let links = control.links().map_err(system("cannot list the interfaces"))?;
     let mtus = vec![config::DEVICE_MTU];
-    let Some(gateway) = assemble(&mut control, &config, links, mtus)? else { return Ok(()) };
+    let Some((config, gateway)) = assemble(&mut control, config, links, mtus)? else { return Ok(()) };
     operate(control, &config, gateway, Serving::Device, ready)
 }
 
-/// The gateway; `None` if a signal came first. What is half made then ends with the process.
+/// The gateway, and what is left of its configuration: the keys are the interfaces' from here on, who wipe them when they are
+/// replaced. `None` if a signal came first. What is half made then ends with the process.
 fn assemble(
     control: &mut Control,
-    config: &Arc<Config>,
+    mut config: Config,
     links: Vec<Link>,
     mtus: Vec<u16>,
-) -> Result<Option<Gateway>, RunError> {
-    let config = config.clone();
-    match control.unless_stopped(move || Gateway::assemble(&config, &links, &mtus)) {
-        Ok(gateway) => gateway.map(Some),
+) -> Result<Option<(Config, Gateway)>, RunError> {
+    let work = move || {
+        let gateway = Gateway::assemble(&config, &links, &mtus)?;
+        config.forget_secrets();
+        Ok((config, gateway))
+    };
+    match control.unless_stopped(work) {
+        Ok(assembled) => assembled.map(Some),
         Err(Stop::Failure(reason)) => Err(RunError::Failed(reason)),
         Err(stop) => {
             info!("stopping: {stop}");
@@ -398,13 +402,13 @@ impl Running {
         // An eventfd of value 0 takes any 8-byte increment.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         let deadline = Instant::now() + STOP_WITHIN;
-        for (index, thread) in self.threads.into_iter().enumerate() {
+        for thread in self.threads {
             while !thread.is_finished() && Instant::now() < deadline {
                 thread::sleep(RETRY);
             }
             if !thread.is_finished() {
                 // The end of the process frees what it holds.
-                warn!("worker {index} did not end in time");
+                warn!("thread {} did not end in time", thread.thread().name().unwrap_or("a thread"));
             }
         }
     }

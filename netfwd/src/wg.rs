@@ -7,6 +7,7 @@
 
 use std::env;
 use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use rustix::process::setsid;
@@ -31,16 +32,20 @@ pub fn run(arguments: &Wg, describe: impl Fn(&RunError) -> String) -> ExitCode {
         // In a session of its own no terminal's end ends it. It leads no group, so this cannot fail.
         let _ = setsid();
     }
-    let logs = level.is_some_and(|level| level != "silent");
+    // An empty one is none, also to wireguard-go.
+    let logs = level.is_some_and(|level| !level.is_empty() && level != "silent");
     // Where nobody waits any more, whoever wanted the device has given it up.
     let ready = || if in_background { tell_ready(logs) } else { Ok(()) };
     match run_device(arguments.name.clone(), ready) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{}", describe(&error));
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&describe(&error)),
     }
+}
+
+fn fail(message: &str) -> ExitCode {
+    // The exit code counts, also where nobody takes the message.
+    let _ = writeln!(io::stderr(), "{message}");
+    ExitCode::FAILURE
 }
 
 /// The other way to say `-f`: wireguard-go's, which service files use.
@@ -54,15 +59,14 @@ fn start_in_background(name: &str) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         // It has said why.
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("cannot start in the background: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&format!("cannot start in the background: {error}")),
     }
 }
 
 fn try_in_background(name: &str) -> io::Result<bool> {
     let mut command = Command::new(env::current_exe()?);
+    // The file may be called netfwd-wg, and by that name `wg` would be a device.
+    command.arg0("netfwd");
     command.args(["wg", "--background", "--", name]).stdin(Stdio::null()).stdout(Stdio::piped());
     // Wherever it was started may be unmounted.
     command.current_dir("/");

@@ -164,3 +164,20 @@ fn the_end_delivers_what_vxlan_has_in_an_af_xdp_ring() {
     assert!(rig.answers(Side::Peer, HANDSHAKE));
     what_is_queued_is_delivered(rig, redirected);
 }
+
+/// With WireGuard the first of the threads is none of the workers.
+#[test]
+fn a_worker_that_does_not_end_is_named_and_not_waited_for_long() {
+    let Some(rig) = Rig::start(Options::with_tunnels([wireguard()])) else { return };
+    // A thread of its own, since even a thread that was killed stays until its tracer lets go of it or ends.
+    let named = std::thread::scope(|scope| {
+        let hold = || {
+            let _worker = Held::worker(rig.netfwd.id());
+            rig.netfwd.signal(Signal::TERM).expect("running");
+            wait_until(PATIENCE, || rig.netfwd.log().contains("worker-0 did not end in time"))
+        };
+        scope.spawn(hold).join().expect("no panic")
+    });
+    assert!(named, "{}", rig.netfwd.log());
+    rig.stop();
+}

@@ -7,6 +7,9 @@ use e2e::{FAMILIES, Rig};
 use xtask::lab::{Config, Lab, Namespace, Options, Program, Side, Tunnel, UNDERLAY};
 use xtask::machine::wait_until;
 
+/// The gateway's other address in the underlay.
+const GATEWAY6: &str = "fd09::2";
+
 /// A namespace's link-local address in the underlay.
 fn link_local(namespace: &Namespace) -> String {
     let shown = || namespace.ip(&format!("-6 -o address show dev {UNDERLAY} scope link")).expect("addresses");
@@ -75,6 +78,26 @@ fn a_peer_that_speaks_from_a_link_local_address_is_answered_and_followed_there()
     let moved = endpoint(&rig.lab.peer, 51999);
     assert!(wait_until(HANDSHAKE, || rig.believed(Side::Gateway) == moved), "{}", rig.believed(Side::Gateway));
     rig.assert_only_link_local();
+    rig.stop();
+}
+
+/// As peers do that have no other IPv6 address. XDP sees what is sent to ours, but not the interface that the answer needs.
+#[test]
+fn a_peer_that_speaks_from_a_link_local_address_to_a_global_one_is_answered() {
+    let Some(rig) = start(Side::Peer) else { return };
+    let Lab { peer, .. } = &rig.lab;
+    // Alone on the link it would choose that source by itself; here the tunnel's own address would come first.
+    peer.ip(&format!("route add {GATEWAY6}/128 dev {UNDERLAY} src {}", link_local(peer))).expect("a route");
+    let (public, port) = (&rig.far_end().keys.gateway.public, rig.tunnel().port);
+    rig.far_device().set(&format!("peer {public} endpoint [{GATEWAY6}]:{port}")).expect("an endpoint");
+    assert!(rig.answers(Side::Peer, HANDSHAKE), "no answer to {}", rig.believed(Side::Gateway));
+    assert_eq!(rig.believed(Side::Gateway), endpoint(peer, port));
+    FAMILIES.into_iter().for_each(|family| rig.tcp_both_ways(family));
+    FAMILIES.into_iter().for_each(|family| rig.udp_both_ways(family));
+    let passed = rig.metrics().sum("netfwd_xdp_passes_total");
+    let passed_on = rig.metrics().metric("netfwd_xdp_passes_total", &[("reason", "link_local")]);
+    assert!(passed_on > 1_000.0, "{passed_on} of {passed} passes: is there XDP at all?");
+    rig.assert_no_drops();
     rig.stop();
 }
 

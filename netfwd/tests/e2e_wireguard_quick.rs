@@ -139,6 +139,25 @@ fn a_daemon_is_ready_when_its_command_returns() {
     quick.assert_gone();
 }
 
+/// README's commands, with this lab's device, file and address in the places of the example's.
+#[test]
+fn the_commands_for_a_device_of_its_own_in_the_readme_lead_to_a_tunnel_that_carries() {
+    let Some(quick) = Quick::new() else { return };
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("a README");
+    let from = readme.find("\nnetfwd wg wg0\n").expect("the example");
+    let (up, down) = readme[from..].split_once("ip link del wg0").expect("its end");
+    assert!(!up.contains("```") && down.contains("```"), "{up}");
+    let file = quick.config("10.9.0.1", "10.10.0.0/24, fd10::/64");
+    let commands =
+        up.replace("wg-quick strip wg0", &format!("wg-quick strip {file}")).replace("10.10.0.1", "10.10.0.2");
+    let commands = commands.replace("netfwd wg", &format!("{NETFWD} wg")).replace("wg0", quick.name());
+    quick.run("bash", &["-ec", &commands]);
+    let answered = wait_until(HANDSHAKE, || quick.lab.gateway.exec("ping -c 1 -W 1 10.10.0.1").is_ok());
+    quick.run("ip", &["link", "del", quick.name()]);
+    assert!(answered, "no answer after {commands}");
+    quick.assert_gone();
+}
+
 #[test]
 fn wg_quick_brings_an_ordinary_file_up_and_down() {
     let Some(quick) = Quick::new() else { return };

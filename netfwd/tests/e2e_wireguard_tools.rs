@@ -2,13 +2,19 @@
 
 mod e2e;
 
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use e2e::Rig;
 use e2e::wireguard::{HANDSHAKE, start};
 use xtask::lab::{DeviceState, Family, KeyPair, Program, Side, Tunnel, generate_preshared, read_secret, write_secret};
 use xtask::machine::wait_until;
 
+const PAGE: usize = 4096;
+/// In hexadecimal digits.
+const LONGEST_KEY: usize = 64;
 const NO_ANSWER: Duration = Duration::from_secs(3);
 /// So long wireguard-go believes in a session from which nothing comes back (`KeepaliveTimeout + RekeyTimeout`, 15 s), less what
 /// the test has taken before.
@@ -36,6 +42,36 @@ impl Rig {
         })
     }
 
+    /// Which of these keys are in the daemon's memory, as base64, as bytes or as the control socket writes them.
+    fn remains(&self, keys: &[String]) -> Vec<String> {
+        let bytes = |key: &String| STANDARD.decode(key).expect("a key");
+        let hex = |key: &String| bytes(key).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let forms = |key: &String| [key.clone().into_bytes(), bytes(key), hex(key).into_bytes()];
+        let wanted: Vec<_> = keys.iter().flat_map(forms).collect();
+        let process = format!("/proc/{}", self.netfwd.id());
+        let memory = std::fs::File::open(format!("{process}/mem")).expect("root may look");
+        let maps = std::fs::read_to_string(format!("{process}/maps")).expect("root may look");
+        let mut found = Vec::new();
+        for map in maps.lines().filter(|map| map.contains(" rw")) {
+            let (from, to) = map.split_once(' ').and_then(|(range, _)| range.split_once('-')).expect("a range");
+            let [from, to] = [from, to].map(|address| u64::from_str_radix(address, 16).expect("an address"));
+            let mut content = vec![0; (to - from) as usize];
+            // What is shared with the kernel (AF_XDP's rings) cannot be read this way, and what was there may be gone.
+            if memory.read_exact_at(&mut content, from).is_err() {
+                continue;
+            }
+            // Most of it was never written, and byte by byte that would take seconds.
+            let written = (0..content.len()).step_by(PAGE).filter(|&at| content[at..at + PAGE] != [0; PAGE]);
+            let pages: Vec<_> = written.map(|at| &content[at..content.len().min(at + PAGE + LONGEST_KEY)]).collect();
+            for form in &wanted {
+                if pages.iter().any(|page| page.windows(form.len()).any(|bytes| bytes == form)) {
+                    found.push(format!("{} bytes in {map}", form.len()));
+                }
+            }
+        }
+        found
+    }
+
     /// Runs `wg VERB NAME FILE` with a file of that text.
     fn wg_with(&self, verb: &str, text: &str) {
         let file = self.lab.directory().join("wg.conf");
@@ -48,6 +84,22 @@ fn rig() -> Option<Rig> {
     let rig = start(Tunnel::wireguard(Program::WireguardGo).preshared())?;
     rig.greet();
     Some(rig)
+}
+
+/// Nor are they left where they were once read from, or on a stack.
+#[test]
+fn a_key_that_was_replaced_and_that_of_a_removed_peer_are_gone_from_memory() {
+    let Some(rig) = rig() else { return };
+    let (keys, peer) = (&rig.far_end().keys, &rig.far_end().keys.peer.public);
+    let files = [&keys.gateway.private_file, keys.preshared.as_ref().expect("one")];
+    let old = files.map(|file| read_secret(file).expect("a key"));
+    for key in &old {
+        assert!(!rig.remains(std::slice::from_ref(key)).is_empty(), "it is in use");
+    }
+    let new = KeyPair::generate(&rig.lab.directory().join("new")).expect("a key").private_file;
+    rig.wg(&format!("set NAME private-key {} peer {peer} remove", new.display()));
+    assert!(wait_until(HANDSHAKE, || rig.remains(&old).is_empty()), "{:#?}", rig.remains(&old));
+    rig.stop();
 }
 
 #[test]

@@ -267,16 +267,59 @@ fn the_process_that_stays_keeps_no_directory_busy() {
 #[test]
 fn the_name_netfwd_wg_takes_the_device_alone_as_wg_quick_gives_it() {
     let Some(host) = Host::new("name") else { return };
-    let link = std::env::temp_dir().join(format!("netfwd-wg-{}", std::process::id()));
-    fs::create_dir_all(&link).expect("a directory");
-    let link = link.join("netfwd-wg");
-    std::os::unix::fs::symlink(NETFWD, &link).expect("a new link");
-    let Output { status, stderr, .. } = host.run(&link, &[&host.device]);
-    fs::remove_dir_all(link.parent().expect("a directory")).expect("ours");
-    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
-    assert!(host.socket().exists() && host.has_link());
-    host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
-    host.assert_gone();
+    // Beside the program, since hard links stay within a file system.
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("netfwd-wg-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("a directory");
+    let [symbolic, hard] = ["symbolic", "hard"].map(|kind| {
+        let place = directory.join(kind);
+        fs::create_dir(&place).expect("a directory");
+        place.join("netfwd-wg")
+    });
+    std::os::unix::fs::symlink(NETFWD, &symbolic).expect("a new link");
+    fs::hard_link(NETFWD, &hard).expect("a new link");
+    let results = [symbolic, hard].map(|program| {
+        let result = host.run(&program, &[&host.device]);
+        let is_there = host.socket().exists() && host.has_link();
+        let _ = host.namespace.exec(&format!("ip link del {}", host.device));
+        host.assert_gone();
+        (result, is_there)
+    });
+    fs::remove_dir_all(&directory).expect("ours");
+    for (Output { status, stderr, .. }, is_there) in results {
+        assert!(status.success() && is_there, "{}", String::from_utf8_lossy(&stderr));
+    }
+}
+
+/// Where it is a pipe, its reader waits for its end.
+#[test]
+fn the_caller_s_stderr_is_kept_for_a_log_that_was_asked_for_alone() {
+    let Some(host) = Host::new("stderr") else { return };
+    let file = std::env::temp_dir().join(format!("netfwd-stderr-{}", std::process::id()));
+    let kept = ["silent", "", "error", "verbose"].map(|level| {
+        let mut command = host.namespace.command(NETFWD);
+        let command = command.args(["wg", &host.device]).env("LOG_LEVEL", level);
+        let status = command.stderr(fs::File::create(&file).expect("a file")).status().expect("it starts");
+        let server = host.server().filter(|_| status.success()).expect("a process");
+        let stderr = fs::read_link(format!("/proc/{server}/fd/2")).expect("procfs");
+        host.namespace.exec(&format!("ip link del {}", host.device)).expect("deleted");
+        host.assert_gone();
+        stderr
+    });
+    fs::remove_file(&file).expect("ours");
+    let null = Path::new("/dev/null");
+    assert_eq!(kept, [null, null, &file, &file]);
+}
+
+#[test]
+fn an_error_that_nobody_reads_is_an_error_all_the_same() {
+    let Some(host) = Host::new("unread") else { return };
+    for option in ["-f", "--background"] {
+        let (nobody, stderr) = std::io::pipe().expect("a pipe");
+        drop(nobody);
+        let mut command = host.namespace.command(NETFWD);
+        let status = command.args(["wg", option, "lo"]).stdout(Stdio::null()).stderr(stderr).status();
+        assert_eq!(status.expect("it starts").code(), Some(1), "{option}");
+    }
 }
 
 #[test]

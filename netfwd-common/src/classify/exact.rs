@@ -44,6 +44,12 @@ impl Origin {
         transmute!([a, b, c, d, 0, 0, 0, 0, 0, self.port_word()])
     }
 
+    /// Whether the remote is in `fe80::/10` (RFC 4291 §2.5.6).
+    #[inline(always)]
+    fn is_remote_link_local(&self) -> bool {
+        self.remote[0] & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be()
+    }
+
     #[inline(always)]
     fn endpoint_key(&self) -> EndpointKey {
         let [a, b, c, d] = self.local;
@@ -79,7 +85,11 @@ pub(super) fn find(
     // Written out twice rather than with a chosen key: choosing costs more than the rest of the lookup.
     let entry = match header.message_type() {
         None => lookup.tunnel(origin.tunnel_key(header.vni())),
-        Some(_) => lookup.tunnel(origin.roaming_key()),
+        Some(_) => match lookup.tunnel(origin.roaming_key()) {
+            // Roaming, its peer is answered where it spoke from, and a frame does not tell by which interface that is.
+            Some(_) if origin.is_remote_link_local() => return Err(Refusal::Pass(PassReason::LinkLocal)),
+            entry => entry,
+        },
     };
     match entry {
         Some(entry) => Ok(Match { header, entry }),

@@ -310,6 +310,16 @@ impl Config {
         self.tunnels.iter().any(|tunnel| tunnel.wireguard().is_some())
     }
 
+    /// Wipes the keys that the files held, once devices have copies of their own.
+    pub fn forget_secrets(&mut self) {
+        for tunnel in &mut self.tunnels {
+            if let Protocol::WireGuard(wireguard) = &mut tunnel.protocol {
+                wireguard.private_key = None;
+                wireguard.peers.iter_mut().for_each(|peer| peer.preshared_key = None);
+            }
+        }
+    }
+
     /// Reads and validates a file.
     pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
         let source = std::fs::read_to_string(file).map_err(|error| ConfigErrors::Read { file: file.into(), error })?;

@@ -81,6 +81,33 @@ fn peers_may_roam() {
     });
 }
 
+/// Nobody could answer without the interface, which a socket knows.
+#[test]
+fn what_comes_from_a_link_local_address_takes_a_socket() {
+    with_program(DROP, |bench| {
+        let from = |source: &str, outer| Outer { source: source.parse().unwrap(), ..outer };
+        for (message_type, len) in MESSAGES {
+            let message = wireguard(message_type as u8, len);
+            let frame = |source: &str| from(source, Outer::wireguard6(PORT)).tags(1).datagram(&message);
+            for source in ["fe80::1", "fe80::ffff:ffff", "febf:ffff::9"] {
+                assert_eq!(bench.verdict(&frame(source)), Verdict::Pass(PassReason::LinkLocal), "{source}");
+            }
+            for source in ["fe7f:ffff::1", "fec0::1", "80fe::1", "fd09::fe80"] {
+                assert_eq!(bench.delivery(&frame(source)).entry.tunnel, TUNNEL, "{source}");
+            }
+            // 254.128.0.1 is IPv4 all the same.
+            let four = from("254.128.0.1", Outer::wireguard4(PORT)).datagram(&message);
+            assert_eq!(bench.delivery(&four).entry.tunnel, TUNNEL);
+            let forwarded = Outer { destination: "fd09::3".parse().unwrap(), ..Outer::wireguard6(PORT) };
+            let forwarded = from("fe80::1", forwarded).datagram(&message);
+            assert_eq!(bench.verdict(&forwarded), Verdict::Pass(PassReason::NotOurs));
+        }
+        // Those who may send to other tunnels are configured, and none of them is link-local.
+        let vxlan = from("fe80::1", Outer::vxlan6(7)).frame(&Inner::tcp4(100).ethernet(0));
+        assert_eq!(bench.verdict(&vxlan), Verdict::Drop(DropReason::RemoteNotAllowed));
+    });
+}
+
 #[test]
 fn handshake_messages_have_one_length_and_data_a_least_one() {
     with_program(DROP, |bench| {

@@ -188,7 +188,7 @@ fn origin(frame: &[u8], payload: usize, ecn: u8) -> Option<SocketOrigin> {
     };
     let udp = udp::Header::ref_from_bytes(udp).ok()?;
     let (remote_port, port) = (udp.source_port.get(), udp.destination_port.get());
-    // What is sent to a link-local address comes by a socket, which knows the interface.
+    // What comes from a link-local address, or is sent to one, comes by a socket, which knows the interface.
     Some(SocketOrigin { local, port, remote, remote_port, scope: 0, ecn })
 }
 
