@@ -408,7 +408,7 @@ impl Running {
             }
             if !thread.is_finished() {
                 // The end of the process frees what it holds.
-                warn!("thread {} did not end in time", thread.thread().name().unwrap_or("a thread"));
+                warn!("thread {} did not end in time", thread.thread().name().unwrap_or("without a name"));
             }
         }
     }
