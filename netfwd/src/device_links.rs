@@ -5,7 +5,9 @@
 //! look so from the other end: no keepalive, no answer to a handshake.
 //!
 //! Invariants: a device is down until its link is seen up, unless netfwd itself has set that up, and then nothing depends on how soon
-//! it is seen; and one that cannot be seen, since it has been moved to another namespace, counts as up and keeps its MTU.
+//! it is seen; and one that cannot be seen, since it has been moved to another namespace, counts as up and keeps its MTU. A link is known
+//! by its index, since the name is the operator's to change. In another namespace it keeps that, and here the index may then be another
+//! interface's: one that is no TUN device is not obeyed.
 
 use std::sync::Arc;
 
@@ -17,21 +19,22 @@ use crate::datapath::tunnel::wireguard::Device;
 
 /// A device with its link.
 pub struct Followed {
-    name: String,
+    index: u32,
     device: Arc<Device>,
     /// What it was told last.
     is_down: bool,
 }
 
 impl Followed {
-    /// The device whose link has this name.
-    pub fn new(name: String, device: Arc<Device>) -> Self {
+    /// The device whose link has this index.
+    pub fn new(index: u32, device: Arc<Device>) -> Self {
         let is_down = device.is_down();
-        Self { name, device, is_down }
+        Self { index, device, is_down }
     }
 
     /// Tells the device what its link is now, if that can be seen.
     fn note(&mut self, link: Option<&Link>) {
+        let link = link.filter(|link| link.is_tun);
         if let Some(link) = link {
             self.device.set_mtu(link.mtu.try_into().unwrap_or(u16::MAX));
         }
@@ -58,7 +61,7 @@ pub async fn follow(mut devices: Vec<Followed>) {
     loop {
         for followed in &mut devices {
             // Netlink that does not answer now may do so at the next look.
-            if let Ok(link) = netlink.find(&followed.name).await {
+            if let Ok(link) = netlink.find_index(followed.index).await {
                 followed.note(link.as_ref());
             }
         }
@@ -76,14 +79,17 @@ mod tests {
     fn a_device_is_down_while_its_link_is_seen_down() {
         let device = Device::new(TunnelIndex(0), queue(1).0);
         device.set_up(false);
-        let mut followed = Followed::new("wg0".to_owned(), device.clone());
-        let link = |up| Link { up, mtu: 1300, ..Link::default() };
+        let mut followed = Followed::new(4, device.clone());
+        let link = |up| Link { up, mtu: 1300, is_tun: true, ..Link::default() };
         let looks = [Some(false), Some(true), Some(false), None, Some(false), Some(true)];
         let seen = looks.map(|up| {
             followed.note(up.map(link).as_ref());
             device.is_down()
         });
         assert_eq!(seen, [true, false, true, false, true, false]);
+        // While it is elsewhere another one may have its index.
+        followed.note(Some(&Link { is_tun: false, ..link(false) }));
+        assert!(!device.is_down());
         // A deleted device is not seen either.
         device.retire();
         [Some(link(false)), None].iter().for_each(|link| followed.note(link.as_ref()));
