@@ -59,6 +59,13 @@ impl Netlink {
         Ok(Self(handle))
     }
 
+    /// A connection that gives no answers before somebody drives it.
+    #[cfg(test)]
+    pub(crate) fn without_answers() -> (impl Future<Output = ()> + Send, Self) {
+        let (connection, handle, _) = rtnetlink::new_connection().expect("netlink");
+        (connection, Self(handle))
+    }
+
     /// The same, and something for each change of what these groups are about.
     pub fn open_with_changes(groups: &[MulticastGroup]) -> io::Result<(Self, impl Stream<Item = ()> + Unpin + use<>)> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(groups)?;
@@ -191,9 +198,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             // Nobody drives the connection.
-            let (_connection, handle, _) = rtnetlink::new_connection().expect("netlink");
+            let (_connection, netlink) = Netlink::without_answers();
             let started = std::time::Instant::now();
-            let error = Netlink(handle).links().await.expect_err("no answer");
+            let error = netlink.links().await.expect_err("no answer");
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             assert!(started.elapsed() < 2 * PATIENCE);
         });
