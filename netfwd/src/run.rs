@@ -349,11 +349,11 @@ impl Running {
 
     /// The links of all WireGuard devices.
     fn wireguard_links(&self) -> Vec<Followed> {
-        let named = |interface: &Arc<Interface>| {
-            let tunnel = self.shared.table.get(interface.tunnel())?;
-            Some(Followed::new(tunnel.name.clone(), interface.device().clone()))
+        let followed = |interface: &Arc<Interface>| {
+            let index = self.devices.get(usize::from(interface.tunnel().0))?;
+            Some(Followed::new(*index, interface.device().clone()))
         };
-        self.interfaces.iter().filter_map(named).collect()
+        self.interfaces.iter().filter_map(followed).collect()
     }
 
     /// What the control thread does beside serving.

@@ -1,8 +1,9 @@
-//! A tunnel that listens on every address, and an underlay that gets and loses some while it runs: XDP follows.
+//! A tunnel that listens on every address, and an underlay that gets and loses some while it runs: XDP follows. And which of
+//! them netfwd speaks from.
 
 mod e2e;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use e2e::packets::bound;
@@ -60,6 +61,27 @@ impl Rig {
         let (answered, growth) = self.during(|| self.answers(Side::Peer, HANDSHAKE));
         answered && growth.redirected() > 0.0
     }
+}
+
+#[test]
+fn with_another_mark_or_port_the_address_that_the_peer_spoke_to_is_left() {
+    let Some(rig) = start() else { return };
+    let (chosen, port) = (rig.tunnel().outer_address(Side::Gateway), rig.tunnel().port);
+    let spoken_to: IpAddr = NEW[0].parse().expect("an address");
+    rig.change_address("add", NEW[0]);
+    for (change, address, port) in [
+        ("fwmark 7", chosen, port),
+        ("fwmark 7", spoken_to, port),
+        (&format!("listen-port {port}"), spoken_to, port),
+        ("listen-port 51998", chosen, 51998),
+    ] {
+        rig.speak_to(NEW[0]);
+        rig.lab.gateway.exec(&format!("wg set {} {change}", rig.tunnel().name)).expect("a change");
+        assert!(rig.answers(Side::Gateway, HANDSHAKE), "no answer after {change}");
+        let endpoint = rig.far_state().peer().expect("one peer").endpoint;
+        assert_eq!(endpoint, Some(SocketAddr::new(address, port)), "{change}");
+    }
+    rig.stop();
 }
 
 #[test]

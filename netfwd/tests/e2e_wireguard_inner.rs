@@ -7,6 +7,7 @@ mod made;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use e2e::packets::{Capture, Packet, TCP, awaited, bound};
 use e2e::wireguard::{HANDSHAKE, start};
@@ -124,6 +125,39 @@ fn padding_keeps_to_the_mtu_that_the_device_is_given() {
             assert!(fits, "{length} bytes of {mtu}: {} instead of {expected}", rig.sealed_length(length));
         }
     }
+    rig.stop();
+}
+
+/// Its name is the operator's to change, and then another interface's to have.
+#[test]
+fn a_renamed_device_obeys_its_own_link() {
+    let Some(rig) = start(Tunnel::wireguard(Program::WireguardGo)) else { return };
+    rig.greet();
+    let (gateway, name) = (&rig.lab.gateway, &rig.tunnel().name);
+    let keepalives = format!("wg set {name} peer {} persistent-keepalive 1", rig.far_end().keys.peer.public);
+    gateway.exec(&keepalives).expect("keepalives");
+    let sent = || rig.state().peer().expect("one peer").sent;
+    let is_silent = || {
+        // Looks are a tenth of a second behind what happens.
+        std::thread::sleep(Duration::from_millis(500));
+        let before = sent();
+        !wait_until(Duration::from_millis(1500), || sent() > before)
+    };
+    gateway.ip(&format!("link set {name} down")).expect("down");
+    assert!(is_silent(), "its link is down");
+    let other = format!("tuntap add {name} mode tun");
+    for line in [&format!("link set {name} name blue"), &other, &format!("link set {name} mtu 1300 up")] {
+        gateway.ip(line).expect(line);
+    }
+    assert!(is_silent(), "another link is up");
+    gateway.ip("link set blue mtu 1412 up").expect("up");
+    assert!(rig.answers(Side::Gateway, HANDSHAKE), "its link is up");
+    gateway.ip(&format!("link delete {name}")).expect("deleted");
+    // With an MTU of 1300 the first were 12 bytes shorter, with that of before the second 8 longer.
+    let lengths = || [1297, 1412].map(|length| rig.sealed_length(length));
+    assert!(wait_until(HANDSHAKE, || lengths() == [1312 + 32, 1412 + 32]), "{:?}", lengths());
+    gateway.ip("link set blue down").expect("down");
+    assert!(is_silent(), "its link is down again");
     rig.stop();
 }
 

@@ -191,6 +191,18 @@ fn a_device_has_no_address_but_those_that_it_is_given() {
     assert_eq!(addresses.split_ascii_whitespace().skip(2).collect::<Vec<_>>(), ["fd77::1/64"], "{addresses}");
 }
 
+/// There /proc/sys is read-only.
+#[test]
+fn nor_has_it_in_a_container() {
+    let Some(host) = Host::new("container") else { return };
+    let script = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+    let started = host.run("unshare", &["--mount", "sh", "-c", script, "sh", NETFWD, "wg", &host.device]);
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    host.set_up();
+    let addresses = host.namespace.ip(&format!("-brief address show {}", host.device)).expect("ip");
+    assert_eq!(addresses.split_ascii_whitespace().nth(2), None, "{addresses}");
+}
+
 /// As with the kernel's device and wireguard-go's: who is still configuring it is not heard of.
 #[test]
 fn a_device_is_down_and_silent_until_somebody_sets_its_link_up() {

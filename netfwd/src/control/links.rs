@@ -10,7 +10,7 @@ use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
 use netfwd_common::wire::ethernet::Mac;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::{Handle, MulticastGroup};
+use rtnetlink::{Handle, LinkGetRequest, MulticastGroup};
 use tokio::time::{sleep, timeout};
 
 /// One interface.
@@ -28,6 +28,8 @@ pub struct Link {
     pub up: bool,
     /// Whether nothing leaves by it: lo, and dummy devices, which routers keep addresses on.
     pub leads_nowhere: bool,
+    /// Whether it is a TUN or TAP device.
+    pub is_tun: bool,
     /// Packets that its queue had no room for.
     pub tx_dropped: u64,
     /// Its addresses.
@@ -57,6 +59,13 @@ impl Netlink {
         Ok(Self(handle))
     }
 
+    /// A connection that gives no answers before somebody drives it.
+    #[cfg(test)]
+    pub(crate) fn without_answers() -> (impl Future<Output = ()> + Send, Self) {
+        let (connection, handle, _) = rtnetlink::new_connection().expect("netlink");
+        (connection, Self(handle))
+    }
+
     /// The same, and something for each change of what these groups are about.
     pub fn open_with_changes(groups: &[MulticastGroup]) -> io::Result<(Self, impl Stream<Item = ()> + Unpin + use<>)> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(groups)?;
@@ -76,7 +85,16 @@ impl Netlink {
 
     /// The interface of that name, without its addresses; `None` if there is none.
     pub async fn find(&self, name: &str) -> io::Result<Option<Link>> {
-        let mut answer = self.0.link().get().match_name(name).execute();
+        Self::only(self.0.link().get().match_name(name)).await
+    }
+
+    /// The same by its index.
+    pub async fn find_index(&self, index: u32) -> io::Result<Option<Link>> {
+        Self::only(self.0.link().get().match_index(index)).await
+    }
+
+    async fn only(request: LinkGetRequest) -> io::Result<Option<Link>> {
+        let mut answer = request.execute();
         match timeout(PATIENCE, answer.try_next()).await? {
             Ok(message) => Ok(message.map(link)),
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
@@ -141,6 +159,7 @@ fn link(message: LinkMessage) -> Link {
             LinkAttribute::Stats64(stats) => link.tx_dropped = stats.tx_dropped,
             LinkAttribute::LinkInfo(infos) => {
                 link.leads_nowhere |= infos.contains(&LinkInfo::Kind(InfoKind::Dummy));
+                link.is_tun = infos.contains(&LinkInfo::Kind(InfoKind::Tun));
                 link.vxlan_port = infos.iter().find_map(vxlan_port);
             }
             _ => {}
@@ -179,9 +198,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             // Nobody drives the connection.
-            let (_connection, handle, _) = rtnetlink::new_connection().expect("netlink");
+            let (_connection, netlink) = Netlink::without_answers();
             let started = std::time::Instant::now();
-            let error = Netlink(handle).links().await.expect_err("no answer");
+            let error = netlink.links().await.expect_err("no answer");
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             assert!(started.elapsed() < 2 * PATIENCE);
         });

@@ -22,6 +22,11 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use netfwd_common::wire::ethernet::Mac;
 use netfwd_common::wire::vnet;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{Socket, SocketAddr};
 use thiserror::Error;
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
@@ -239,7 +244,7 @@ fn configure(device: &SyncDevice, options: &DeviceOptions) -> Result<(), DeviceE
         device.set_mac_address(mac).map_err(other("set its MAC address"))?;
     }
     if !options.link_local {
-        generate_no_address(&options.name);
+        generate_no_address(device.if_index().map_err(other("find its index"))?, &options.name);
     }
     if options.up {
         device.enabled(true).map_err(other("set it up"))?;
@@ -259,13 +264,32 @@ fn configure(device: &SyncDevice, options: &DeviceOptions) -> Result<(), DeviceE
     Ok(())
 }
 
-/// IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h), of the calling thread's namespace.
-fn generate_no_address(name: &str) {
-    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1") {
+fn generate_no_address(index: u32, name: &str) {
+    match set_address_generation(index, In6AddrGenMode::None) {
         Ok(()) => {}
-        // There is no IPv6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::info!(device = name, %error, "the kernel will give the device a link-local address"),
+        // There is no IPv6 (`inet6_validate_link_af`).
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+        Err(error) => tracing::warn!(device = name, %error, "the kernel will give the device a link-local address"),
+    }
+}
+
+/// By netlink, since containers may not write to /proc/sys; in the calling thread's namespace.
+fn set_address_generation(index: u32, mode: In6AddrGenMode) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+    link.attributes.push(LinkAttribute::AfSpecUnspec(vec![inet6]));
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::SetLink(link));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?.payload {
+        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+        _ => Ok(()),
     }
 }
 

@@ -114,11 +114,16 @@ impl Interface {
     pub fn apply(&self, update: &DeviceUpdate) -> Result<Former, InterfaceError> {
         let mut outside = self.outside();
         let fwmark = update.fwmark.unwrap_or(outside.fwmark);
+        let before = (outside.port, outside.fwmark);
         let former = match update.listen_port {
             Some(port) if port != outside.port => self.move_to(&mut outside, port, fwmark)?,
             _ => Self::mark(&mut outside, fwmark).map(|()| Former::default())?,
         };
+        let is_as_before = before == (outside.port, outside.fwmark);
         drop(outside);
+        if !is_as_before {
+            self.device.forget_locals();
+        }
         self.device.apply(update);
         Ok(former)
     }

@@ -133,6 +133,12 @@ impl Device {
         }
     }
 
+    /// Its datagrams have another port or mark, and so perhaps another way: the kernel chooses anew which of our addresses they come
+    /// from, as its own device does (`wg_socket_clear_peer_endpoint_src`).
+    pub fn forget_locals(&self) {
+        self.config().peers.values().for_each(|entry| entry.peer.lock().forget_local());
+    }
+
     /// Its link was deleted: down for good, whatever is said of it.
     pub fn retire(&self) {
         self.is_retired.store(true, Ordering::Release);

@@ -105,6 +105,12 @@ impl State {
         self.path = self.path.map(|path| Path::to(path.remote));
     }
 
+    /// The way out is another one, whatever the peer spoke to and the kernel had chosen.
+    pub(super) fn forget_local(&mut self) {
+        self.distrust_local();
+        self.chosen = None;
+    }
+
     /// No session is left.
     pub(super) fn forget_sessions(&mut self) {
         (self.is_initiating, self.is_interrupted) = (false, false);

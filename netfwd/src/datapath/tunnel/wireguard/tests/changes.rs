@@ -128,6 +128,60 @@ fn a_device_that_comes_up_begins_with_keepalives() {
     assert_eq!(exchange(&mut a, &mut b).0, [packet(2, 1, b"back")]);
 }
 
+/// Sends a packet from `host`; the address that it leaves from.
+fn source(host: &mut Host, other: u8) -> IpAddr {
+    host.send(inner(other), &packet(host.number(), other, b"here")).unwrap();
+    take(host)[0].from.ip()
+}
+
+#[test]
+fn a_device_with_another_way_out_keeps_no_address_that_a_peer_spoke_to() {
+    let (mut a, mut b) = Host::connected();
+    let second = SocketAddr::new([198, 51, 100, 2].into(), b.address.port());
+    a.send(inner(2), &packet(1, 2, b"to another")).unwrap();
+    let to_another: Vec<_> = take(&mut a).into_iter().map(|sent| Sent { to: second, ..sent }).collect();
+    b.receive(&to_another);
+    assert_eq!(source(&mut b, 1), second.ip());
+    b.device.forget_locals();
+    assert_eq!(source(&mut b, 1), b.address.ip(), "the kernel chooses");
+}
+
+#[test]
+fn nor_one_that_the_kernel_chose_before() {
+    let (mut a, mut b) = Host::pair();
+    let chosen = SocketAddr::new([198, 51, 100, 1].into(), a.address.port());
+    let to_chosen = |b: &mut Host| take(b).into_iter().map(|sent| Sent { to: chosen, ..sent }).collect::<Vec<_>>();
+    a.send(inner(2), &packet(1, 2, b"first")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    let response = to_chosen(&mut b);
+    a.receive(&response);
+    let first = take(&mut a);
+    b.receive(&first);
+    for (forgets, expected) in [(false, a.address), (true, chosen)] {
+        if forgets {
+            a.device.forget_locals();
+        }
+        b.send(inner(1), &packet(2, 1, b"back")).unwrap();
+        let back = to_chosen(&mut b);
+        a.receive(&back);
+        assert_eq!(source(&mut a, 2), expected.ip(), "forgets: {forgets}");
+    }
+}
+
+#[test]
+fn a_peer_that_is_the_device_itself_is_left_out() {
+    let mut a = Host::new(1);
+    a.update(PeerUpdate::new(a.public_key()));
+    assert_eq!(a.device.peer_counts().configured, 0);
+    let b = Host::new(2);
+    a.know(&b, |_| {});
+    a.key = b.key.clone();
+    a.device.apply(&DeviceUpdate { private_key: Some(Some(b.key.clone())), ..DeviceUpdate::default() });
+    assert_eq!(a.device.peer_counts().configured, 0);
+    assert_eq!(a.send(inner(2), &packet(1, 2, b"?")), Err(DropReason::NoPeer));
+}
+
 /// Minutes: only `cargo xtask test --slow` runs what is in a module of this name.
 mod slow {
     use super::*;
@@ -148,17 +202,4 @@ mod slow {
         assert_eq!(a.handshakes(Role::Initiator, HandshakeResult::GaveUp), 0);
         assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"first")]);
     }
-}
-
-#[test]
-fn a_peer_that_is_the_device_itself_is_left_out() {
-    let mut a = Host::new(1);
-    a.update(PeerUpdate::new(a.public_key()));
-    assert_eq!(a.device.peer_counts().configured, 0);
-    let b = Host::new(2);
-    a.know(&b, |_| {});
-    a.key = b.key.clone();
-    a.device.apply(&DeviceUpdate { private_key: Some(Some(b.key.clone())), ..DeviceUpdate::default() });
-    assert_eq!(a.device.peer_counts().configured, 0);
-    assert_eq!(a.send(inner(2), &packet(1, 2, b"?")), Err(DropReason::NoPeer));
 }
