@@ -6,8 +6,9 @@
 //!
 //! Invariants: a device is down until its link is seen up, unless netfwd itself has set that up, and then nothing depends on how soon
 //! it is seen; and one that cannot be seen, since it has been moved to another namespace, counts as up and keeps its MTU. A link is known
-//! by its index, since the name is the operator's to change. In another namespace it keeps that, and here the index may then be another
-//! interface's: one that is no TUN device is not obeyed.
+//! by its index, since the name is the operator's to change. While it is in another namespace, the index may be another interface's
+//! here: one that is no TUN device is not obeyed. And where the index is taken in that namespace it gets another one: then it is not
+//! followed any more, not even back here.
 
 use std::sync::Arc;
 use std::time::Duration;

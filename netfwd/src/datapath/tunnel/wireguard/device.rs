@@ -320,7 +320,7 @@ impl Device {
         if state.persistent_keepalive != 0 {
             self.activate(peer);
         }
-        if state.is_initiating {
+        if state.wants_session() {
             self.ask_for(peer);
         }
     }

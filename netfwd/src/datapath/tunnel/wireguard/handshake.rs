@@ -282,9 +282,8 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
             self.complete(peer, &mut state, Role::Responder);
         }
         self.release(peer, &mut state);
-        let is_interrupted = mem::take(&mut state.is_interrupted);
-        // Who has asked may have found no room for its packet.
-        if (is_interrupted || state.is_initiating || !state.staged.is_empty()) && !self.device.is_down() {
+        if !self.device.is_down() && state.wants_session() {
+            state.is_interrupted = false;
             self.initiate(peer, &mut state);
             self.device.activate(peer);
         }
@@ -328,7 +327,8 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
         }
         match self.update_timers(state) {
             Some(Ok(Some(message))) => self.send(peer, state, message),
-            Some(Err(WireGuardError::ConnectionExpired)) => self.expire(peer, state),
+            // Of a handshake that was given up before, too: that has been counted.
+            Some(Err(WireGuardError::ConnectionExpired)) => state.forget_sessions(),
             _ => {}
         }
     }
@@ -407,7 +407,8 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
             }
             _ => {}
         }
-        if !state.staged.is_empty() {
+        // Who waits for the session to be confirmed that it answered for, may have found no room for its packet.
+        if !state.staged.is_empty() || state.is_initiating && state.awaits_confirmation() {
             self.release(peer, state);
             self.initiate(peer, state);
         }
@@ -425,17 +426,12 @@ impl<E: FnMut(&Outgoing<'_>) -> usize> Visit<'_, E> {
 
     /// There is no session any more, and no answer to come.
     fn give_up(&self, peer: &Peer, state: &mut State) {
-        self.expire(peer, state);
-        self.drop_staged(state);
-    }
-
-    /// There is no session any more.
-    fn expire(&self, peer: &Peer, state: &mut State) {
         if state.is_initiating {
             debug!("peer {} did not answer", peer.public_key);
             self.device.stats().count_handshake(Role::Initiator, HandshakeResult::GaveUp);
         }
         state.forget_sessions();
+        self.drop_staged(state);
     }
 
     fn drop_staged(&self, state: &mut State) {

@@ -75,6 +75,12 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Whether the control side was asked for a session, or should have been. There may be no packet that waits for it, since it
+    /// found no room.
+    pub(super) fn wants_session(&self) -> bool {
+        self.is_initiating || self.is_interrupted || !self.staged.is_empty()
+    }
+
     /// Whether the only session is one that the peer may not know yet: its answer may have been lost (whitepaper §5.1, "key
     /// confirmation"). The library would use it.
     pub(super) fn awaits_confirmation(&self) -> bool {

@@ -114,6 +114,20 @@ fn a_device_whose_link_is_down_neither_speaks_nor_answers() {
 }
 
 #[test]
+fn what_came_before_the_link_was_known_to_be_up_leaves_with_another_key_too() {
+    let (mut a, mut b) = Host::pair();
+    a.device.set_up(false);
+    assert_eq!(a.send(inner(2), &packet(1, 2, b"early")).unwrap().staged, 1);
+    a.key = PrivateKey::from_bytes([9; 32]);
+    a.device.apply(&DeviceUpdate { private_key: Some(Some(a.key.clone())), ..DeviceUpdate::default() });
+    a.work();
+    b.know(&a, |_| {});
+    a.device.set_up(true);
+    a.work();
+    assert_eq!(exchange(&mut a, &mut b).1, [packet(1, 2, b"early")]);
+}
+
+#[test]
 fn a_device_that_comes_up_begins_with_keepalives() {
     let (mut a, mut b) = Host::connected();
     a.know(&b, |peer| peer.persistent_keepalive = Some(25));

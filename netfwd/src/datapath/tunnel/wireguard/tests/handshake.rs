@@ -182,6 +182,8 @@ fn two_that_start_at_once_far_from_each_other_have_a_session_after_the_first_ans
 #[test]
 fn who_answered_asks_when_its_answer_was_lost() {
     let (mut a, mut b) = hurried_pair();
+    let second = Duration::from_secs(1);
+    b.device.set_timers(TimerParams { rekey_timeout: second..=second, ..hurried() });
     a.send(inner(2), &packet(1, 2, b"from a")).unwrap();
     let initiation = take(&mut a);
     b.receive(&initiation);

@@ -61,26 +61,57 @@ fn peers_are_active_during_a_tick_too() {
     assert_eq!(host.device.peer_counts(), PeerCounts { configured: 2, active: 2 });
 }
 
+fn large() -> Vec<u8> {
+    packet(1, 2, &[0; 60_000])
+}
+
+/// Has as much wait for the first three peers as a device may keep.
+fn fill(host: &mut Host) {
+    for n in 0..3 {
+        (0..128).for_each(|_| assert!(host.send(address(n), &large()).is_ok()));
+    }
+}
+
+fn full(host: &Host) -> u64 {
+    host.drops(Direction::Egress, Stage::Crypto, DropReason::QueueFull)
+}
+
+#[test]
+fn who_has_answered_in_vain_and_finds_no_room_asks_all_the_same() {
+    let (mut a, mut b) = hurried_pair();
+    b.device.apply(&DeviceUpdate { peers: (0..3).map(peer).collect(), ..DeviceUpdate::default() });
+    fill(&mut b);
+    b.know(&a, |_| {});
+    a.send(inner(2), &packet(1, 2, b"from a")).unwrap();
+    let initiation = take(&mut a);
+    b.receive(&initiation);
+    take(&mut b);
+    let before = full(&b);
+    b.send(inner(1), &large()).unwrap();
+    assert_eq!(full(&b) - before, 1);
+    let start = Instant::now();
+    while !b.wire.iter().any(|sent| sent.to == a.address && sent.kind() == MessageType::Initiation) {
+        assert!(start.elapsed() < Duration::from_secs(10), "nobody is asked");
+        sleep(SHORT);
+        b.tick();
+    }
+}
+
 #[test]
 fn who_finds_no_room_for_its_packet_is_asked_for_a_session_all_the_same() {
     let mut host = Host::new(1);
     host.device.apply(&DeviceUpdate { peers: (0..4).map(peer).collect(), ..DeviceUpdate::default() });
-    let large = packet(1, 2, &[0; 60_000]);
-    for n in 0..3 {
-        (0..128).for_each(|_| assert!(host.send(address(n), &large).is_ok()));
-    }
-    let full = |host: &Host| host.drops(Direction::Egress, Stage::Crypto, DropReason::QueueFull);
+    fill(&mut host);
     let (before, initiations) = (full(&host), host.wire.len());
     assert!(before > 0);
-    host.send(address(3), &large).unwrap();
+    host.send(address(3), &large()).unwrap();
     assert_eq!((full(&host) - before, host.wire.len() - initiations), (1, 1));
     host.device.set_up(false);
     host.tick();
     host.wire.clear();
     // The same while the link is down.
-    for n in 0..4 {
-        (0..128).for_each(|_| assert!(host.send(address(n), &large).is_ok()));
-    }
+    fill(&mut host);
+    host.send(address(3), &large()).unwrap();
     host.device.set_up(true);
     host.work();
     assert_eq!(host.wire.len(), 4);
